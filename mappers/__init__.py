@@ -1,0 +1,1 @@
+"""Activations, mappers and steering vectors: everything that needs no server."""

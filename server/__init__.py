@@ -1,0 +1,1 @@
+"""The inference server: engine, per-request interventions, jobs, registry and HTTP surface."""

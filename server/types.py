@@ -1,0 +1,212 @@
+"""The vocabulary shared by HTTP layer, interventions and engine; a leaf without torch.
+
+A request crosses the server as :class:`GenerationRequest` and comes back as a stream of :data:`Event`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from mappers.sites import Site
+
+if TYPE_CHECKING:
+    from server.interventions.catalog import ResolvedIntervention
+
+Operation = Literal["switch", "add", "ablate", "clamp"]
+FinishReason = Literal["stop", "length"]
+ErrorCode = Literal["non_finite", "intervention_failed", "engine_failed", "out_of_memory", "shutdown"]
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """A set of token positions, counted from the start of the prompt or of the generated text.
+
+    ``window`` is half open; ``stop=None`` runs to the end. ``listed`` positions may be negative in a prompt (from its
+    end). ``last`` exists for prompts only: generated text has no last token while it grows.
+    """
+
+    kind: Literal["all", "none", "last", "window", "listed"]
+    start: int = 0
+    stop: int | None = None
+    indices: tuple[int, ...] = ()
+
+
+ALL = Positions("all")
+NONE = Positions("none")
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Where in a request an intervention acts.
+
+    A position is the token whose activations are changed when the model *reads* it. The first generated token is
+    predicted at the prompt's last position, so an intervention meant to shape it has to include that position.
+    """
+
+    prompt: Positions = ALL
+    generation: Positions = ALL
+
+
+@dataclass(frozen=True, slots=True)
+class InlineVector:
+    """A vector sent with the request: little-endian float32 bytes, ``len(data) == 4 * width``, used at every site."""
+
+    data: bytes
+    sites: tuple[Site, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionSpec:
+    """What a request asks for, before names are looked up. ``param`` is the request field, for error messages."""
+
+    operation: Operation
+    source: str | InlineVector
+    strength: float = 1.0
+    sites: tuple[Site, ...] | None = None
+    apply: Apply = field(default_factory=Apply)
+    minimum: float | None = None
+    maximum: float | None = None
+    param: str = "steering"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. ``temperature == 0`` is greedy; ``logprobs=k`` reports the chosen token and k best."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationRequest:
+    """One row: a prompt, how to sample, and interventions whose tensors are already resident."""
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    interventions: tuple[ResolvedIntervention, ...] = ()
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Log-probability (natural log, of the model's distribution before sampling settings) of one token."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptScored:
+    """Log-probabilities of prompt tokens 1..P-1 given what precedes them; the first token has none."""
+
+    logprobs: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokensGenerated:
+    """A piece of text that is final (never part of a stop string) and the tokens drawn since the last event."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What one intervention really did to one request.
+
+    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``. Token counts are positions
+    touched at the first of ``sites``. ``gate_hits`` is None for an intervention without a gate.
+    """
+
+    kind: str
+    name: str
+    digest: str
+    sites: tuple[str, ...]
+    strength: float
+    prompt_tokens: int
+    generated_tokens: int
+    mean_relative_change: float
+    gate_hits: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The generation ended well; always the last event."""
+
+    reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    receipts: tuple[Receipt, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The generation ended in an error; always the last event. ``message`` is safe to show to the caller."""
+
+    code: ErrorCode
+    message: str
+
+
+Event = PromptScored | TokensGenerated | Finished | Failed
+
+
+@dataclass(frozen=True, slots=True)
+class InterventionUpdate:
+    """A change of a running generation from its next token on: each part given replaces that part, None leaves it."""
+
+    switch: tuple[ResolvedIntervention, ...] | None = None
+    steering: tuple[ResolvedIntervention, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationInfo:
+    """A running or waiting generation as ``GET /v1/generations`` lists it."""
+
+    id: str
+    owner: str | None
+    state: Literal["waiting", "prefill", "decode"]
+    prompt_tokens: int
+    completion_tokens: int
+    interventions: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLimits:
+    """Bounds of the engine: rows computed at once, rows waiting, tokens a row may hold, prompt tokens a step."""
+
+    max_batch: int
+    max_waiting: int
+    context: int
+    prefill_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys."""
+
+    name: str
+    architecture: str
+    layers: int
+    width: int
+    vocab_size: int
+    context: int
+    dtype: str
+    device: str
+    config_digest: str
