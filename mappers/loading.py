@@ -1,0 +1,72 @@
+"""Loads a causal language model from a local folder or a hub id: safetensors only, no code from the repository."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from mappers.architectures import DecoderStack, config_digest, discover, refuse_inexact
+from mappers.errors import InterlockError
+
+
+class ModelLoadError(InterlockError):
+    """The model cannot be loaded from where the operator said it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A frozen model in eval mode with its tokenizer; ``name`` is the last part of the location."""
+
+    model: nn.Module
+    tokenizer: Any
+    stack: DecoderStack
+    name: str
+    config_digest: str
+
+
+def load_model(
+    location: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device = "cpu",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Loads model and tokenizer; parameters do not require gradients.
+
+    Raises ModelLoadError where nothing usable is at ``location`` (a folder, or a hub id), and UnsupportedArchitecture
+    before any weight is read where the configuration shows that the model cannot be served exactly.
+    """
+    try:
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        refuse_inexact(config)
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        model = AutoModelForCausalLM.from_pretrained(
+            location, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise ModelLoadError(
+            f"cannot load a model from '{location}': {_first_line(error)}. Give a folder with config.json, "
+            "*.safetensors and tokenizer.json, or a hub id"
+        ) from error
+    model.requires_grad_(False)
+    model.eval().to(device)
+    name = Path(location).resolve().name if Path(location).exists() else location.rsplit("/", 1)[-1]
+    return LoadedModel(model, tokenizer, discover(model), name, config_digest(model.config))
+
+
+def eos_token_ids(model: nn.Module) -> frozenset[int]:
+    """Token ids that end a text: what the generation config says, else the model's config; never the tokenizer's."""
+    for config in (getattr(model, "generation_config", None), model.config):
+        ids = getattr(config, "eos_token_id", None)
+        if ids is not None:
+            return frozenset([ids] if isinstance(ids, int) else ids)
+    return frozenset()
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
