@@ -1,0 +1,1 @@
+"""What is kept on disk: the database and the artifacts. Imports no torch."""

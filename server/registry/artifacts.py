@@ -1,0 +1,273 @@
+"""Artifacts: content-addressed folders ``<root>/<id>`` with movable names in the database.
+
+A folder appears under its id by one rename, after every digest in its manifest was checked and everything was synced;
+its row comes last. A crash therefore leaves a complete artifact or none, and :meth:`ArtifactStore.reconcile` puts the
+two in agreement at start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Select, delete, or_, select
+from sqlalchemy.orm import Session
+
+from mappers.artifact import MANIFEST_FILE, Manifest, artifact_id, canonical_json, verify
+from mappers.errors import ArtifactCorrupt
+from server.errors import Conflict, InvalidRequest, NotFound
+from server.registry.database import Database
+from server.registry.names import check_name
+from server.registry.rows import ArtifactNameRow, ArtifactParentRow, ArtifactRow
+
+_STAGING = ".staging"
+_LISTED_IN_ERRORS = 20
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactRecord:
+    """A stored artifact. ``name`` is the alias it was found by, else the one it was last registered under.
+
+    ``size`` counts the bytes of its files; ``owner`` None means that everybody may see it.
+    """
+
+    id: str
+    name: str
+    kind: str
+    path: Path
+    manifest: Manifest
+    created_at: float
+    owner: str | None
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """What :meth:`ArtifactStore.reconcile` did: ids of rows without folder, of folders without row, bad folders."""
+
+    removed: tuple[str, ...] = ()
+    adopted: tuple[str, ...] = ()
+    rejected: tuple[str, ...] = ()
+
+
+class ArtifactStore:
+    """All artifacts of one server. Thread-safe. ``clock`` gives seconds since the epoch."""
+
+    def __init__(self, root: Path, database: Database, *, clock: Callable[[], float]) -> None:
+        self._root = root
+        self._database = database
+        self._clock = clock
+        self._lock = threading.Lock()
+
+    def new_staging(self) -> Path:
+        """A fresh empty folder on the store's own file system; what is left in it goes at the next start."""
+        staging = self._root / _STAGING
+        staging.mkdir(parents=True, exist_ok=True)
+        return Path(tempfile.mkdtemp(dir=staging))
+
+    def register(self, folder: Path, *, name: str, owner: str | None) -> ArtifactRecord:
+        """Moves a staged folder into the store and points ``name`` at it.
+
+        Registering the same content again moves the name only. Raises ArtifactCorrupt where files and manifest
+        disagree, InvalidRequest for a bad name, Conflict where name or content belong to another owner.
+        """
+        check_name(name)
+        manifest = _verify_folder(folder)
+        identity = artifact_id(manifest)
+        with self._lock, self._database.write() as session:
+            _check_owner(session, identity, name, owner)
+            self._move_in(folder, identity)
+            row = _insert(session, identity, manifest, name=name, owner=owner, now=self._clock())
+            return self._record(row, name)
+
+    def get(
+        self, name_or_id: str, *, kind: str | None = None, owner: str | None = None, param: str | None = None
+    ) -> ArtifactRecord:
+        """The artifact with that name or id; ``owner`` None sees all, otherwise only its own and the unowned.
+
+        Raises NotFound, naming what there is, and InvalidRequest where it is of another kind than ``kind``; both name
+        the request's field ``param``.
+        """
+        with self._database.read() as session:
+            found = _find(session, name_or_id)
+            if found is None or (owner is not None and found.owner not in (None, owner)):
+                raise NotFound(
+                    f"there is no artifact {name_or_id[:96]!r}; {_existing(session, kind, owner)}", param=param
+                )
+            if kind is not None and found.kind != kind:
+                raise InvalidRequest(
+                    f"{name_or_id[:96]!r} is a {found.kind}, not a {kind}; {_existing(session, kind, owner)}",
+                    param=param,
+                )
+            return self._record(found, found.name if name_or_id == found.id else name_or_id)
+
+    def list(self, kind: str | None = None, *, owner: str | None = None) -> list[ArtifactRecord]:
+        """All artifacts, newest first; ``kind`` and ``owner`` as in :meth:`get`."""
+        query = _visible(kind, owner).order_by(ArtifactRow.created_at.desc(), ArtifactRow.id)
+        with self._database.read() as session:
+            return [self._record(row, row.name) for row in session.scalars(query)]
+
+    def delete(self, name_or_id: str) -> None:
+        """Removes an artifact and its names; raises NotFound, or Conflict while another was made from it."""
+        doomed = self.new_staging() / "deleted"
+        with self._lock, self._database.write() as session:
+            row = _find(session, name_or_id)
+            if row is None:
+                raise NotFound(f"there is no artifact {name_or_id[:96]!r}; {_existing(session, None, None)}")
+            _check_childless(session, row)
+            if (self._root / row.id).exists():
+                (self._root / row.id).rename(doomed)
+            session.delete(row)
+        shutil.rmtree(doomed.parent)
+
+    def reconcile(self) -> Reconciliation:
+        """At start: drops rows without folder, adopts whole folders without row, empties the staging area.
+
+        An adopted artifact has no owner, and a name only if its manifest's is free. A folder that is not what its id
+        says is left where it is, unlisted, and reported.
+        """
+        shutil.rmtree(self._root / _STAGING, ignore_errors=True)
+        self._root.mkdir(parents=True, exist_ok=True)
+        with self._lock, self._database.write() as session:
+            rows = set(session.scalars(select(ArtifactRow.id)))
+            folders = {entry.name for entry in self._root.iterdir() if entry.is_dir() and not entry.is_symlink()}
+            removed = sorted(rows - folders)
+            session.execute(delete(ArtifactRow).where(ArtifactRow.id.in_(removed)))
+            unknown = sorted(folders - rows)
+            adopted = [name for name in unknown if self._adopt(session, name)]
+        rejected = [name for name in unknown if name not in adopted]
+        return Reconciliation(tuple(removed), tuple(adopted), tuple(rejected))
+
+    def _adopt(self, session: Session, identity: str) -> bool:
+        try:
+            manifest = _verify_folder(self._root / identity)
+        except ArtifactCorrupt:
+            return False
+        if artifact_id(manifest) != identity:
+            return False
+        taken = session.get(ArtifactNameRow, manifest.name) is not None
+        _insert(session, identity, manifest, name=manifest.name, owner=None, now=self._clock(), alias=not taken)
+        return True
+
+    def _move_in(self, folder: Path, identity: str) -> None:
+        """The staged folder becomes ``<root>/<id>``; a whole one that is there already stays."""
+        target = self._root / identity
+        if target.exists():
+            try:
+                _verify_folder(target)
+            except ArtifactCorrupt:
+                target.rename(self.new_staging() / "corrupt")
+            else:
+                shutil.rmtree(folder)
+                return
+        for path in (*folder.iterdir(), folder):
+            _sync(path)
+        folder.rename(target)
+        _sync(self._root)
+
+    def _record(self, row: ArtifactRow, name: str) -> ArtifactRecord:
+        return ArtifactRecord(
+            id=row.id,
+            name=name,
+            kind=row.kind,
+            path=self._root / row.id,
+            manifest=Manifest.model_validate_json(row.manifest),
+            created_at=row.created_at,
+            owner=row.owner,
+            size=row.size,
+        )
+
+
+def _verify_folder(folder: Path) -> Manifest:
+    """The manifest of a folder that holds its files and nothing else; raises ArtifactCorrupt otherwise."""
+    if folder.is_symlink() or any(path.is_symlink() or not path.is_file() for path in folder.iterdir()):
+        raise ArtifactCorrupt("an artifact holds plain files only: no links, no folders")
+    manifest = verify(folder)
+    if extra := {path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST_FILE}:
+        raise ArtifactCorrupt(f"the manifest of {manifest.name!r} does not list {', '.join(sorted(extra))}")
+    return manifest
+
+
+def _insert(
+    session: Session,
+    identity: str,
+    manifest: Manifest,
+    *,
+    name: str,
+    owner: str | None,
+    now: float,
+    alias: bool = True,
+) -> ArtifactRow:
+    """Writes the row if there is none, takes over an unowned one, and moves the name."""
+    row = session.get(ArtifactRow, identity)
+    if row is None:
+        row = ArtifactRow(
+            id=identity,
+            name=name,
+            kind=manifest.kind,
+            owner=owner,
+            created_at=now,
+            size=sum(entry.size for entry in manifest.files.values()),
+            manifest=canonical_json(manifest).decode(),
+        )
+        session.add(row)
+        session.flush()
+        parents = {parent.id for parent in manifest.parents}
+        session.add_all(ArtifactParentRow(child=identity, parent=parent) for parent in parents)
+    row.name = name
+    row.owner = owner if row.owner is None else row.owner
+    if alias:
+        session.merge(ArtifactNameRow(name=name, artifact_id=identity, owner=owner))
+    return row
+
+
+def _find(session: Session, name_or_id: str) -> ArtifactRow | None:
+    alias = session.get(ArtifactNameRow, name_or_id)
+    return session.get(ArtifactRow, name_or_id if alias is None else alias.artifact_id)
+
+
+def _visible(kind: str | None, owner: str | None) -> Select[Any]:
+    query = select(ArtifactRow)
+    if kind is not None:
+        query = query.where(ArtifactRow.kind == kind)
+    if owner is not None:
+        query = query.where(or_(ArtifactRow.owner == owner, ArtifactRow.owner.is_(None)))
+    return query
+
+
+def _existing(session: Session, kind: str | None, owner: str | None) -> str:
+    """The end of an error message: what could have been named."""
+    what = {"switch": "switches"}.get(kind, f"{kind}s") if kind else "artifacts"
+    visible = _visible(kind, owner).subquery()
+    query = select(ArtifactNameRow.name).join(visible, ArtifactNameRow.artifact_id == visible.c.id)
+    names = session.scalars(query.order_by(ArtifactNameRow.name).limit(_LISTED_IN_ERRORS)).all()
+    return f"there are these {what}: {', '.join(names)}" if names else f"there are no {what} yet"
+
+
+def _check_owner(session: Session, identity: str, name: str, owner: str | None) -> None:
+    alias = session.get(ArtifactNameRow, name)
+    if alias is not None and alias.owner not in (None, owner):
+        raise Conflict(f"the name {name!r} is in use: choose another", param="name")
+    row = session.get(ArtifactRow, identity)
+    if row is not None and row.owner not in (None, owner):
+        raise Conflict("this very artifact is stored already by another owner", param="name")
+
+
+def _check_childless(session: Session, row: ArtifactRow) -> None:
+    query = select(ArtifactParentRow.child).where(ArtifactParentRow.parent == row.id).limit(_LISTED_IN_ERRORS)
+    if children := session.scalars(query).all():
+        raise Conflict(f"{row.name!r} cannot be deleted: {', '.join(children)} was made from it; delete that first")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

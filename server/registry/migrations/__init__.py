@@ -1,0 +1,1 @@
+"""Schema history, run at start by :meth:`server.registry.database.Database.upgrade`."""
