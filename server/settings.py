@@ -63,7 +63,7 @@ class Settings(BaseSettings):
     served_model_name: Name | None = None
     """Name of the model in the API. Default: the last part of --model."""
     references: Annotated[dict[Name, Location], NoDecode, Field(max_length=32)] = Field(default_factory=dict)
-    """Another model that jobs may use, as NAME=PATH_OR_HUB_ID; repeatable (in the variable: separated by commas)."""
+    """Another model that jobs may use, as NAME=PLACE; repeatable (in the variable: separated by commas)."""
     switch: Name | None = None
     """Artifact that is the default safety switch: applied to every request that does not say otherwise."""
     trust_remote_code: bool = False
@@ -188,7 +188,7 @@ def _named_locations(items: Iterable[str]) -> dict[str, str]:
     pairs = [item.partition("=") for item in items]
     for name, equals, location in pairs:
         if not (name and equals and location):
-            raise ValueError(f"write NAME=PATH_OR_HUB_ID, got {name + equals + location!r}")
+            raise ValueError(f"write NAME=PLACE (a local folder or a hub id), got {name + equals + location!r}")
     locations = {name: location for name, _, location in pairs}
     if len(locations) < len(pairs):
         raise ValueError("each reference needs a name of its own")

@@ -1,0 +1,60 @@
+"""What commands print: tables for people, and with ``--json`` one JSON object as the last line."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """``value`` on one line of stdout."""
+    typer.echo(json.dumps(value, ensure_ascii=False))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table on stdout; cells are shown as plain text, never read as markup."""
+    table = Table(title=title, title_justify="left", header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*[_cell(cell) for cell in row])
+    Console(highlight=False, markup=False).print(table)
+
+
+def print_fields(fields: Mapping[str, Any]) -> None:
+    """One field a line; nested values as JSON."""
+    console = Console(highlight=False, markup=False)
+    width = max((len(name) for name in fields), default=0)
+    for name, value in fields.items():
+        console.print(f"{name:<{width}}  {_cell(value)}", soft_wrap=True)
+
+
+def timestamp(seconds: float | None) -> str:
+    """Local date and time of seconds since the epoch, or a dash."""
+    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+
+
+def byte_size(count: int | None) -> str:
+    """``1.5 MB`` and the like, in powers of 1000."""
+    if count is None:
+        return "-"
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= size:
+            return f"{count / size:.1f} {unit}"
+    return f"{count} B"
+
+
+def _cell(value: object) -> str:
+    if value is None or value == [] or value == {}:
+        return "-"
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return str(value)

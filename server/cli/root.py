@@ -1,0 +1,63 @@
+"""The table of commands, and what becomes of an error that reaches the top.
+
+Exit codes: 0 done, 1 the command failed (message and remedy on stderr), 2 wrong usage or settings.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from mappers.errors import InterlockError
+
+COMMANDS = {
+    "serve": "Serve a model over HTTP, with switches and steering vectors per request.",
+    "quickstart": "See a backdoored model being made safe by a switch trained here.",
+    "jobs": "Submit background jobs to a running server and watch them.",
+    "artifacts": "List, import and export switches, vectors, mappers and datasets.",
+    "organisms": "Build the small models with planted behaviour.",
+    "health": "Ask whether a server is ready; exit code 0 means yes.",
+    "version": "Print the versions of Interlock and of what it runs on.",
+}
+
+
+class LazyGroup(TyperGroup):
+    """Knows every command's name and summary; imports a command's module only when that command is called."""
+
+    def __init__(self) -> None:
+        stubs = [TyperCommand(name, help=summary) for name, summary in COMMANDS.items()]
+        super().__init__(
+            name="interlock",
+            help="An LLM inference server whose safety behaviour can be switched per request.",
+            commands=stubs,
+            no_args_is_help=True,
+            context_settings={"help_option_names": ["-h", "--help"]},
+        )
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        """The called command itself in place of its stub."""
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, typer.main.get_command(import_module(f"server.cli.{name}").app), rest
+
+
+def command_app(**options: Any) -> typer.Typer:
+    """A Typer application with the conventions of all commands: ``-h``, no completion options, plain tracebacks."""
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        **options,
+    )
+
+
+def main() -> None:
+    """Runs the command line of this process; an :class:`InterlockError` is shown without a traceback."""
+    try:
+        LazyGroup()(prog_name="interlock")
+    except InterlockError as error:
+        typer.secho(f"error: {error.message}", err=True, fg=typer.colors.RED)
+        sys.exit(1)
