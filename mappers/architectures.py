@@ -67,7 +67,7 @@ def discover(model: nn.Module) -> DecoderStack:
     Raises UnsupportedArchitecture, with the reason, for encoder-decoders, for recurrent or hybrid models (their state
     is not keys and values, so a row could not be moved or resumed exactly) and where no single stack is found.
     """
-    config = model.config
+    config: Any = model.config
     refuse_inexact(config, model)
     text_config = config.get_text_config(decoder=True)
     layers = int(text_config.num_hidden_layers)

@@ -1,12 +1,12 @@
 """Errors raised by :mod:`mappers`; :mod:`server.errors` grows the same tree.
 
-    InterlockError
-    ├── UnsupportedArchitecture   a model this project cannot read or serve exactly
-    ├── ArtifactError             a stored mapper, vector or dataset that cannot be used
-    │   ├── ArtifactCorrupt       files missing, changed or not what the manifest says
-    │   └── ArtifactMismatch      intact, but for another model, width or site
-    ├── DataError                 prompts or texts that cannot be used for a fit
-    └── TrainingError             a fit that cannot give a usable result (not finite, no tokens)
+InterlockError
+├── UnsupportedArchitecture   a model this project cannot read or serve exactly
+├── ArtifactError             a stored mapper, vector or dataset that cannot be used
+│   ├── ArtifactCorrupt       files missing, changed or not what the manifest says
+│   └── ArtifactMismatch      intact, but for another model, width or site
+├── DataError                 prompts or texts that cannot be used for a fit
+└── TrainingError             a fit that cannot give a usable result (not finite, no tokens)
 """
 
 

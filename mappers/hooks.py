@@ -1,7 +1,7 @@
 """The one place where forward hooks are put on a model.
 
-A callback receives a block's output ``h_BTD`` (B batch, T tokens, D width) and returns the tensor to go on with, or None
-to leave the output as it is. Hooks hold no policy and look up no global.
+A callback receives a block's output ``h_BTD`` (B batch, T tokens, D width) and returns the tensor to go on with, or
+None to leave the output as it is. Hooks hold no policy and look up no global.
 """
 
 from __future__ import annotations

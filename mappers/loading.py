@@ -43,6 +43,8 @@ def load_model(
     """
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        if getattr(config, "auto_map", None) and not trust_remote_code:
+            raise ValueError("its config asks to run code of its own (auto_map), which is refused by default")
         refuse_inexact(config)
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(

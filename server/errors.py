@@ -1,16 +1,16 @@
 """Errors a caller can meet, grown on :class:`mappers.errors.InterlockError`; HTTP codes live in ``api/errors.py``.
 
-    RequestError (message, param, code)
-    ├── InvalidRequest            a field is wrong: named in ``param``
-    │   └── ContextLengthExceeded prompt and max_tokens do not fit the model
-    ├── NotAuthenticated          no key, or a key nobody issued
-    ├── NotPermitted              the key lacks a scope
-    ├── NotFound                  no such artifact, job or generation
-    ├── Conflict                  the state does not allow it now
-    ├── PayloadTooLarge           body over its limit
-    ├── Overloaded                queue full: try again after ``retry_after_s``
-    └── Unavailable               loading, draining or out of memory: ``retry_after_s``
-    GenerationFailed              a running generation ended in an error (``code`` says which)
+RequestError (message, param, code)
+├── InvalidRequest            a field is wrong: named in ``param``
+│   └── ContextLengthExceeded prompt and max_tokens do not fit the model
+├── NotAuthenticated          no key, or a key nobody issued
+├── NotPermitted              the key lacks a scope
+├── NotFound                  no such artifact, job or generation
+├── Conflict                  the state does not allow it now
+├── PayloadTooLarge           body over its limit
+├── Overloaded                queue full: try again after ``retry_after_s``
+└── Unavailable               loading, draining or out of memory: ``retry_after_s``
+GenerationFailed              a running generation ended in an error (``code`` says which)
 """
 
 from mappers.errors import InterlockError

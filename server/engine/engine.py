@@ -1,0 +1,304 @@
+"""The engine loop: admit, schedule, plan, forward, sample, commit, deliver; on one thread.
+
+Other threads only queue commands. Every end of a row (finish, cancel, error) passes through :meth:`Engine._release`.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+import structlog
+import torch
+
+from server.engine.row import Row
+from server.engine.runner import Runner, StepResult
+from server.engine.sampling import SamplingPlan, chosen_logprobs, draw
+from server.engine.scheduler import Batch, Scheduler
+from server.engine.text import RowText, TextCodec
+from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
+from server.interventions.active import ActiveIntervention
+from server.types import (
+    EngineLimits,
+    ErrorCode,
+    Event,
+    Failed,
+    Finished,
+    FinishReason,
+    GenerationInfo,
+    GenerationRequest,
+    InterventionUpdate,
+    ModelInfo,
+    PromptScored,
+    TokenLogprob,
+    TokensGenerated,
+)
+
+_log = structlog.get_logger(__name__)
+_IDLE_POLL_S = 0.5
+
+Sink = Callable[[Event], None]
+
+
+class Engine:
+    """Serves rows with continuous batching. ``submit``, ``cancel``, ``update`` and ``generations`` are thread safe."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        codec: TextCodec,
+        info: ModelInfo,
+        limits: EngineLimits,
+        eos_ids: frozenset[int],
+    ) -> None:
+        self.info = info
+        self.limits = limits
+        self._runner = runner
+        self._codec = codec
+        self._eos_ids = eos_ids
+        self._scheduler = Scheduler(limits.max_batch, limits.prefill_tokens)
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._rows: dict[str, Row] = {}
+        self._lock = threading.Lock()
+        self._accepting = True
+        self._stopping = threading.Event()
+        self._sampling: SamplingPlan | None = None
+        self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    # -- called from any thread ---------------------------------------------------------------------------------
+
+    @property
+    def healthy(self) -> bool:
+        """Whether requests are taken and the thread that serves them is alive."""
+        return self._accepting and self._thread.is_alive()
+
+    def start(self) -> None:
+        """Starts the engine's thread."""
+        self._thread.start()
+
+    def submit(self, request: GenerationRequest, sink: Sink) -> None:
+        """Queues a request; ``sink`` receives its events on the engine's thread, and must not block.
+
+        Raises ContextLengthExceeded or InvalidRequest for a request that can never run, Conflict for an id that is
+        running, Overloaded when all places are taken, Unavailable when draining.
+        """
+        self._check(request)
+        text = RowText(self._codec, request.prompt_ids, request.sampling.stop)
+        row = Row(request, sink, text, random.Random(request.sampling.seed))
+        with self._lock:
+            if not self._accepting:
+                raise Unavailable("the server is shutting down; try another replica or later")
+            if request.id in self._rows:
+                raise Conflict(f"a generation with id '{request.id}' is running", param="id")
+            if len(self._rows) >= self.limits.max_batch + self.limits.max_waiting:
+                raise Overloaded(
+                    f"all {self.limits.max_batch} running and {self.limits.max_waiting} waiting places are taken"
+                )
+            self._rows[request.id] = row
+        self._commands.put(lambda: self._admit(row))
+
+    def cancel(self, generation_id: str) -> None:
+        """Stops a generation at the next step; no event follows. Unknown ids are ignored."""
+        row = self._rows.get(generation_id)
+        if row is not None:
+            self._commands.put(lambda: self._release(row))
+
+    def update(self, generation_id: str, update: InterventionUpdate) -> None:
+        """Changes the interventions of a running generation from its next token on; raises NotFound."""
+        row = self._rows.get(generation_id)
+        if row is None:
+            raise NotFound(f"no generation '{generation_id}' is running", param="id")
+        self._commands.put(lambda: self._change(row, update))
+
+    def generations(self) -> list[GenerationInfo]:
+        """Running and waiting generations."""
+        with self._lock:
+            rows = list(self._rows.values())
+        return [
+            GenerationInfo(
+                id=row.request.id,
+                owner=row.request.owner,
+                state=row.state,
+                prompt_tokens=row.prompt_len,
+                completion_tokens=row.generated,
+                interventions=tuple((a.resolved.name, a.resolved.strength) for a in row.interventions),
+            )
+            for row in rows
+        ]
+
+    def drain(self, timeout_s: float) -> None:
+        """Takes no more requests and waits for the running ones; those left after ``timeout_s`` fail with shutdown."""
+        with self._lock:
+            self._accepting = False
+        deadline = time.monotonic() + timeout_s
+        while self._rows and time.monotonic() < deadline:
+            time.sleep(0.02)
+        for row in list(self._rows.values()):
+            self._commands.put(lambda row=row: self._fail(row, "shutdown", "the server is shutting down"))  # type: ignore[misc]
+
+    def stop(self) -> None:
+        """Ends the thread after the commands already queued and takes the hooks off the model."""
+        self._accepting = False
+        self._commands.put(self._stopping.set)
+        if self._thread.is_alive():
+            self._thread.join()
+        self._runner.close()
+
+    # -- the engine's thread ------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """One forward; False when nothing was to be done."""
+        batch = self._scheduler.next_batch()
+        self._runner.rearrange(self._scheduler.take_moves(), self._scheduler.live)
+        if batch is None:
+            return False
+        try:
+            result = self._runner.forward(batch)
+            tokens, logprobs = self._draw(result)
+        except Exception as error:  # noqa: BLE001 - a forward that raises ends its batch, never the server
+            self._abandon(batch, error)
+            return True
+        self._scheduler.commit(batch)
+        self._deliver(result, tokens, logprobs)
+        return True
+
+    def _loop(self) -> None:
+        busy = False
+        while not self._stopping.is_set():
+            self._obey(wait=not busy)
+            busy = self.step()
+
+    def _obey(self, wait: bool) -> None:
+        try:
+            command = self._commands.get(timeout=_IDLE_POLL_S) if wait else self._commands.get_nowait()
+            while True:
+                command()
+                command = self._commands.get_nowait()
+        except Empty:
+            return
+
+    def _admit(self, row: Row) -> None:
+        row.interventions = [ActiveIntervention.begin(r, self._runner.meters) for r in row.request.interventions]
+        self._scheduler.submit(row)
+
+    def _change(self, row: Row, update: InterventionUpdate) -> None:
+        if row.request.id not in self._rows:
+            return
+        switch = [a for a in row.interventions if a.resolved.operation == "switch"]
+        steering = [a for a in row.interventions if a.resolved.operation != "switch"]
+        current: list[ActiveIntervention] = []
+        for old, wanted in ((switch, update.switch), (steering, update.steering)):
+            if wanted is None:
+                current += old
+                continue
+            for resolved in wanted:
+                match = next((a for a in old if a.continues(resolved)), None)
+                if match is None:
+                    current.append(ActiveIntervention.begin(resolved, self._runner.meters))
+                else:
+                    old.remove(match)
+                    match.resolved = resolved
+                    current.append(match)
+            row.ended += old
+        row.interventions = current
+        row.revision += 1
+
+    def _draw(self, result: StepResult) -> tuple[list[int], list[TokenLogprob | None]]:
+        if not result.ready:
+            return [], []
+        if self._sampling is None or self._sampling.rows != result.ready:
+            vocab = result.logits_BV.shape[-1]
+            self._sampling = SamplingPlan.build(result.ready, vocab, result.logits_BV.device)
+        # amax is NaN or infinite exactly where a row holds NaN or +inf, in one pass over the logits.
+        finite = torch.isfinite(result.logits_BV.amax(-1)).tolist()
+        tokens = draw(result.logits_BV, self._sampling)
+        logprobs = chosen_logprobs(result.logits_BV, tokens, result.ready)
+        return [token if ok else -1 for token, ok in zip(tokens, finite, strict=True)], logprobs
+
+    def _deliver(self, result: StepResult, tokens: list[int], logprobs: list[TokenLogprob | None]) -> None:
+        for row, reason in result.failed.items():
+            self._fail(row, "intervention_failed", f"{reason}; no text was generated without it")
+        for row, token, logprob in zip(result.ready, tokens, logprobs, strict=True):
+            if row.request.id not in self._rows:
+                continue
+            if token < 0:
+                self._fail(row, "non_finite", "the model's output is not finite; lower the strength of the steering")
+                continue
+            if row.generated == 0 and row.request.sampling.prompt_logprobs is not None:
+                self._emit(row, PromptScored(tuple(row.prompt_logprobs)))
+            if row.request.sampling.max_tokens == 0:
+                self._finish(row, "length")
+            else:
+                self._append(row, token, logprob)
+
+    def _append(self, row: Row, token: int, logprob: TokenLogprob | None) -> None:
+        row.tokens.append(token)
+        sampling = row.request.sampling
+        ended = token in self._eos_ids and not sampling.ignore_eos
+        text = "" if ended else row.text.push(token)
+        reason: FinishReason | None = "stop" if ended or row.text.stopped else None
+        if reason is None and row.generated >= sampling.max_tokens:
+            reason = "length"
+        if reason is not None:
+            text += row.text.finish()
+            reason = "stop" if row.text.stopped else reason
+        if not ended or text:
+            ids = () if ended else (token,)
+            self._emit(row, TokensGenerated(text, ids, (logprob,) if logprob is not None and ids else ()))
+        if reason is not None:
+            self._finish(row, reason)
+
+    def _finish(self, row: Row, reason: FinishReason) -> None:
+        counts = (row.prompt_len, row.generated)
+        interventions = [*row.interventions, *row.ended]
+        row.interventions, row.ended = [], []
+        receipts = tuple(active.end(self._runner.meters) for active in interventions)
+        self._emit(row, Finished(reason, *counts, receipts))
+        self._release(row)
+
+    def _fail(self, row: Row, code: ErrorCode, message: str) -> None:
+        if row.request.id in self._rows:
+            self._emit(row, Failed(code, message))
+            self._release(row)
+
+    def _abandon(self, batch: Batch, error: Exception) -> None:
+        _log.error("forward_failed", phase=batch.phase, rows=len(batch.rows), error=repr(error))
+        out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:
+            self._scheduler.max_batch = max(1, len(batch.rows) // 2)
+        for row in batch.rows:
+            if out_of_memory:
+                self._fail(row, "out_of_memory", "the device ran out of memory; try again with fewer tokens")
+            else:
+                self._fail(row, "engine_failed", "the engine failed on this request's batch")
+
+    def _release(self, row: Row) -> None:
+        """The one place where a row gives everything back; a second call does nothing."""
+        with self._lock:
+            if self._rows.pop(row.request.id, None) is None:
+                return
+        self._scheduler.release(row)
+        for active in (*row.interventions, *row.ended):
+            active.end(self._runner.meters)
+        self._sampling = None
+
+    def _emit(self, row: Row, event: Event) -> None:
+        try:
+            row.sink(event)
+        except RuntimeError:
+            # The receiver's event loop is closed: nobody is left to read this.
+            self._release(row)
+
+    def _check(self, request: GenerationRequest) -> None:
+        if not request.prompt_ids:
+            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
+        needed = len(request.prompt_ids) + request.sampling.max_tokens
+        if needed > self.limits.context:
+            raise ContextLengthExceeded(
+                f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} make {needed}, "
+                f"but the context holds {self.limits.context}: shorten the prompt or lower max_tokens",
+                param="max_tokens",
+            )

@@ -1,0 +1,80 @@
+"""Puts an engine around a loaded model, or says why this model cannot be served exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mappers.loading import LoadedModel, eos_token_ids
+from server.engine.engine import Engine
+from server.engine.runner import Runner
+from server.engine.selfcheck import check_exact
+from server.engine.text import TextCodec
+from server.types import EngineLimits, ModelInfo
+
+_UNBOUNDED_CONTEXT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Bounds the operator sets; ``max_context`` None means what the model was built for."""
+
+    max_batch: int
+    max_waiting: int
+    prefill_tokens: int
+    max_context: int | None = None
+
+
+def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | None = None) -> tuple[Engine, TextCodec]:
+    """An engine (not started) and the codec of its texts. ``name`` is the served name, by default the model's own.
+
+    Raises UnsupportedArchitecture where a self-check shows that rows of a batch would not get what the model alone
+    gives them.
+    """
+    config: Any = loaded.model.config
+    context = min(model_context(config), options.max_context or model_context(config))
+    vocab = int(config.get_text_config(decoder=True).vocab_size)
+    codec = TextCodec(loaded.tokenizer, vocab)
+    runner = Runner(loaded.model, loaded.stack, context)
+    check_exact(loaded.model, runner, codec, vocab)
+    parameter = next(loaded.model.parameters())
+    info = ModelInfo(
+        name=name or loaded.name,
+        architecture=type(loaded.model).__name__,
+        layers=loaded.stack.layers,
+        width=loaded.stack.width,
+        vocab_size=vocab,
+        context=context,
+        dtype=str(parameter.dtype).removeprefix("torch."),
+        device=str(parameter.device),
+        config_digest=loaded.config_digest,
+    )
+    limits = EngineLimits(options.max_batch, options.max_waiting, context, options.prefill_tokens)
+    return Engine(runner, codec, info, limits, eos_token_ids(loaded.model)), codec
+
+
+def model_context(config: Any) -> int:
+    """Positions the model can serve exactly.
+
+    Rotary embeddings that change with the longest text of a batch would let one row change another: such models are
+    served up to the length below which nothing changes.
+    """
+    text_config = config.get_text_config(decoder=True)
+    context = int(getattr(text_config, "max_position_embeddings", None) or _UNBOUNDED_CONTEXT)
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    for parameters in (rope, *(value for value in rope.values() if isinstance(value, dict))):
+        if parameters.get("rope_type") in ("dynamic", "longrope"):
+            context = min(context, int(parameters.get("original_max_position_embeddings") or context))
+    return context
+
+
+def pick_dtype(wanted: str, device: str, config: Any) -> torch.dtype:
+    """The dtype named by ``wanted``; ``auto`` is float32 on a CPU and the checkpoint's own on a GPU."""
+    if wanted != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
+    if device == "cpu":
+        return torch.float32
+    own = getattr(config, "dtype", None)
+    return own if isinstance(own, torch.dtype) else torch.float32

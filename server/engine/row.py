@@ -1,0 +1,50 @@
+"""One request inside the engine: the only place that holds its state. No torch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from server.types import Event, GenerationRequest, TokenLogprob
+
+if TYPE_CHECKING:
+    from server.engine.text import RowText
+    from server.interventions.active import ActiveIntervention
+
+
+@dataclass(eq=False, slots=True)
+class Row:
+    """A request from admission to release. ``computed`` positions have keys and values in the cache."""
+
+    request: GenerationRequest
+    sink: Callable[[Event], None]
+    text: RowText
+    rng: random.Random
+    tokens: list[int] = field(default_factory=list)
+    computed: int = 0
+    slot: int = -1
+    state: Literal["waiting", "prefill", "decode"] = "waiting"
+    interventions: list[ActiveIntervention] = field(default_factory=list)
+    ended: list[ActiveIntervention] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
+    revision: int = 0
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+
+    @property
+    def prompt_len(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.request.prompt_ids)
+
+    @property
+    def generated(self) -> int:
+        """Tokens drawn so far."""
+        return len(self.tokens) - self.prompt_len
+
+    @property
+    def prompt_left(self) -> int:
+        """Prompt tokens not yet computed."""
+        return max(self.prompt_len - self.computed, 0)

@@ -1,0 +1,158 @@
+"""One forward of the stock model over a batch of rows, with the plan of its interventions.
+
+Shapes: B batch rows, Q new tokens a row (padded), T columns attended, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mappers.architectures import DecoderStack
+from server.engine.hooks import PlanHooks
+from server.engine.kv import KvWindow, RowCache
+from server.engine.masks import AttentionMasks
+from server.engine.row import Row
+from server.engine.sampling import token_logprob
+from server.engine.scheduler import Batch, Move
+from server.interventions.meter import MeterBank
+from server.interventions.plan import BatchPlan, PlanRow
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Logits (float32) of the rows that need a token, and the rows whose forward must be thrown away.
+
+    ``ready[i]`` is the row of ``logits_BV[i]``; ``failed`` maps rows to the reason; a failed row is never ready.
+    """
+
+    ready: tuple[Row, ...]
+    logits_BV: Tensor
+    failed: dict[Row, str]
+
+
+class Runner:
+    """Owns the cache and the hooks of one model. Not thread safe: only the engine's thread may call it."""
+
+    def __init__(self, model: nn.Module, stack: DecoderStack, context: int) -> None:
+        self._model = model
+        self.stack = stack
+        self._context = context
+        parameter = next(model.parameters())
+        self.device = parameter.device
+        self._masks = AttentionMasks(model.config, parameter.dtype)
+        self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.cache = RowCache(stack.layers)
+        self.meters = MeterBank(self.device)
+        self._hooks = PlanHooks(stack, self.meters)
+        self._plan_key: tuple[object, ...] = ()
+        self._plan = BatchPlan({}, ())
+
+    @torch.inference_mode()
+    def rearrange(self, moves: list[Move], live: int) -> None:
+        """Carries out slot changes; with no live row left all cache memory is freed."""
+        if live:
+            self.cache.rearrange(moves)
+        elif moves:
+            self.cache.release()
+
+    @torch.inference_mode()
+    def forward(self, batch: Batch) -> StepResult:
+        """Computes the batch's tokens and applies its interventions. Raises what the model raises."""
+        starts = [row.computed for row in batch.rows]
+        width = max(batch.counts)
+        columns_BQ = torch.tensor(starts, device=self.device)[:, None] + torch.arange(width, device=self.device)
+        attended = max(starts) + width
+        slots = [row.slot for row in batch.rows]
+        self.cache.reserve(max(slots) + 1, attended)
+        self.cache.aim(KvWindow(slots, columns_BQ, attended))
+        keep = self._logits_to_keep(batch)
+        arguments: dict[str, Any] = {
+            "input_ids": self._input_ids(batch, width),
+            # Padding may lie beyond the context, where learned positions have no entry.
+            "position_ids": columns_BQ.clamp_max(self._context - 1),
+            "attention_mask": self._masks.build(columns_BQ, attended),
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+        if self._selects_logits:
+            arguments["logits_to_keep"] = keep if keep is not None else 0
+        self._hooks.begin(self._planned(batch, width))
+        try:
+            logits_BKV = self._model(**arguments).logits
+        finally:
+            failed_rows = self._hooks.end()
+        return self._result(batch, logits_BKV, keep, failed_rows)
+
+    def close(self) -> None:
+        """Takes the hooks off the model."""
+        self._hooks.remove()
+
+    def _input_ids(self, batch: Batch, width: int) -> Tensor:
+        ids = []
+        for row, count in zip(batch.rows, batch.counts, strict=True):
+            chunk = row.tokens[row.computed : row.computed + count]
+            ids.append(chunk + chunk[-1:] * (width - count))
+        return torch.tensor(ids, device=self.device)
+
+    def _planned(self, batch: Batch, width: int) -> BatchPlan:
+        if not any(row.interventions for row in batch.rows):
+            return BatchPlan({}, ())
+        rows = [
+            PlanRow(i, row.computed, count, row.prompt_len, row.interventions)
+            for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True))
+        ]
+        key: tuple[object, ...] = ()
+        if batch.phase == "decode" and all(_is_steady(row) for row in batch.rows):
+            key = tuple((row.request.id, row.revision) for row in batch.rows)
+            if key == self._plan_key:
+                return self._plan
+        self._plan_key, self._plan = key, BatchPlan.build(rows, width, self.device)
+        return self._plan
+
+    def _logits_to_keep(self, batch: Batch) -> Tensor | None:
+        """Offsets whose logits are needed, or None for all of them."""
+        if not self._selects_logits or any(_scores_prompt(row) for row in batch.rows):
+            return None
+        offsets = {count - 1 for count in batch.counts}
+        return torch.tensor(sorted(offsets), device=self.device)
+
+    def _result(self, batch: Batch, logits_BKV: Tensor, keep: Tensor | None, failed_rows: dict[int, str]) -> StepResult:
+        offsets = keep.tolist() if keep is not None else list(range(logits_BKV.shape[1]))
+        place = {offset: i for i, offset in enumerate(offsets)}
+        ready: list[int] = []
+        for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True)):
+            if i in failed_rows:
+                continue
+            if _scores_prompt(row):
+                self._score_prompt(row, logits_BKV[i], count)
+            if row.computed + count >= len(row.tokens):
+                ready.append(i)
+        columns = [place[batch.counts[i] - 1] for i in ready]
+        logits_BV = logits_BKV[ready, columns].float()
+        return StepResult(
+            tuple(batch.rows[i] for i in ready),
+            logits_BV,
+            {batch.rows[i]: reason for i, reason in failed_rows.items()},
+        )
+
+    def _score_prompt(self, row: Row, logits_QV: Tensor, count: int) -> None:
+        logprobs_QV = logits_QV[:count].float().log_softmax(-1)
+        last = min(row.computed + count, row.prompt_len - 1)
+        for offset in range(last - row.computed):
+            token = row.tokens[row.computed + offset + 1]
+            top = row.request.sampling.prompt_logprobs or 0
+            row.prompt_logprobs.append(token_logprob(logprobs_QV[offset], token, top))
+
+
+def _scores_prompt(row: Row) -> bool:
+    return row.request.sampling.prompt_logprobs is not None and row.prompt_left > 0
+
+
+def _is_steady(row: Row) -> bool:
+    """Whether what is applied to generated tokens does not depend on their position."""
+    return all(active.resolved.apply.generation.kind in ("all", "none") for active in row.interventions)

@@ -1,0 +1,46 @@
+"""An intervention of one live row, from its admission to its receipt."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from server.interventions.catalog import ResolvedIntervention
+from server.interventions.meter import MeterBank
+from server.types import Receipt
+
+
+@dataclass(eq=False, slots=True)
+class ActiveIntervention:
+    """What is applied to a row, and how many of its tokens were touched so far."""
+
+    resolved: ResolvedIntervention
+    meter: int
+    prompt_tokens: int = 0
+    generated_tokens: int = 0
+
+    @classmethod
+    def begin(cls, resolved: ResolvedIntervention, meters: MeterBank) -> ActiveIntervention:
+        """Opens a meter for an intervention of a row that was just admitted or changed."""
+        return cls(resolved, meters.open())
+
+    def continues(self, resolved: ResolvedIntervention) -> bool:
+        """Whether ``resolved`` is the same artifact used in the same way, perhaps with another strength."""
+        mine = self.resolved
+        return (mine.operation, mine.digest, mine.sites) == (resolved.operation, resolved.digest, resolved.sites)
+
+    def end(self, meters: MeterBank) -> Receipt:
+        """Closes the meter and says what was done."""
+        total = meters.close(self.meter)
+        touched = (self.prompt_tokens + self.generated_tokens) * len(self.resolved.sites)
+        change = total / touched if touched else 0.0
+        return Receipt(
+            kind=self.resolved.operation,
+            name=self.resolved.name,
+            digest=self.resolved.digest,
+            sites=tuple(str(site) for site in self.resolved.sites),
+            strength=self.resolved.strength,
+            prompt_tokens=self.prompt_tokens,
+            generated_tokens=self.generated_tokens,
+            mean_relative_change=change if math.isfinite(change) else 0.0,
+        )

@@ -1,0 +1,212 @@
+"""Turns what a request asks for into tensors on the device, or into an error; never into less than was asked.
+
+Shapes: D width of the residual stream.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mappers.errors import ArtifactError
+from mappers.modules import Mapper
+from mappers.sites import Site
+from mappers.tensors import load_switch, load_vector
+from server.errors import InvalidRequest, RequestError
+from server.types import Apply, InlineVector, InterventionSpec, ModelInfo, Operation
+
+if TYPE_CHECKING:
+    from server.registry.artifacts import ArtifactRecord
+
+Effects = Mapping[Site, Tensor] | Mapping[Site, Mapper]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ResolvedIntervention:
+    """An intervention with its tensors resident: ``effects`` holds a direction ``v_D`` or a mapper for each site."""
+
+    operation: Operation
+    name: str
+    digest: str
+    sites: tuple[Site, ...]
+    strength: float
+    apply: Apply
+    effects: Effects
+    minimum: float = -math.inf
+    maximum: float = math.inf
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Resident:
+    kind: str
+    digest: str
+    effects: Effects
+
+
+class Catalog:
+    """Artifacts resident on the device, looked up by name for each request; safe to call from several threads.
+
+    ``locate`` finds an artifact by name or id (raises NotFound). Only copying to the device happens here, no
+    computation, so callers need not be the engine's thread.
+    """
+
+    def __init__(
+        self,
+        locate: Callable[[str], ArtifactRecord],
+        model: ModelInfo,
+        device: str | torch.device,
+        max_strength: float,
+    ) -> None:
+        self._locate = locate
+        self._model = model
+        self._device = torch.device(device)
+        self._max_strength = max_strength
+        self._resident: dict[str, _Resident] = {}
+        self._lock = threading.Lock()
+
+    def resolve(self, spec: InterventionSpec) -> ResolvedIntervention:
+        """Looks up, checks and loads what ``spec`` asks for.
+
+        Raises NotFound for an unknown name and InvalidRequest (naming the field) for another kind, model, width or
+        site, a strength out of bounds, and a direction that cannot be used.
+        """
+        self._check_numbers(spec)
+        if isinstance(spec.source, InlineVector):
+            name, artifact = "inline", self._inline(spec, spec.source)
+            sites = tuple(artifact.effects)
+        else:
+            name, artifact = spec.source, self._load(spec, spec.source)
+            artifact, sites = _at_sites(artifact, spec, self._model.layers)
+        return ResolvedIntervention(
+            operation=spec.operation,
+            name=name,
+            digest=artifact.digest,
+            sites=sites,
+            strength=spec.strength,
+            apply=spec.apply,
+            effects=artifact.effects,
+            minimum=-math.inf if spec.minimum is None else spec.minimum,
+            maximum=math.inf if spec.maximum is None else spec.maximum,
+        )
+
+    def forget(self, artifact_id: str) -> None:
+        """Drops a deleted artifact from the device; requests already running keep their tensors."""
+        with self._lock:
+            self._resident.pop(artifact_id, None)
+
+    def _check_numbers(self, spec: InterventionSpec) -> None:
+        if not math.isfinite(spec.strength) or abs(spec.strength) > self._max_strength:
+            raise InvalidRequest(
+                f"strength must be a finite number with |strength| <= {self._max_strength:g}, got {spec.strength}",
+                param=f"{spec.param}.strength",
+            )
+        if spec.operation == "clamp":
+            low = -math.inf if spec.minimum is None else spec.minimum
+            high = math.inf if spec.maximum is None else spec.maximum
+            if not low <= high or (math.isinf(low) and math.isinf(high)):
+                raise InvalidRequest("clamp needs 'min', 'max' or both, with min <= max", param=f"{spec.param}.min")
+
+    def _inline(self, spec: InterventionSpec, vector: InlineVector) -> _Resident:
+        width = self._model.width
+        if len(vector.data) != 4 * width:
+            raise InvalidRequest(
+                f"the vector must hold {width} little-endian float32 values ({4 * width} bytes, base64) for model "
+                f"'{self._model.name}'; got {len(vector.data)} bytes",
+                param=f"{spec.param}.vector.data",
+                code="wrong_width",
+            )
+        v_D = torch.frombuffer(bytearray(vector.data), dtype=torch.float32).to(self._device)
+        _check_direction(v_D, spec.operation, f"{spec.param}.vector.data")
+        for site in vector.sites:
+            _check_layer(site, self._model.layers, f"{spec.param}.vector.sites")
+        return _Resident("vector", sha256(vector.data).hexdigest(), dict.fromkeys(vector.sites, v_D))
+
+    def _load(self, spec: InterventionSpec, name: str) -> _Resident:
+        field = spec.param if spec.operation == "switch" else f"{spec.param}.vector"
+        try:
+            record = self._locate(name)
+        except RequestError as error:
+            error.param = error.param or field
+            raise
+        wanted = "switch" if spec.operation == "switch" else "vector"
+        if record.kind != wanted:
+            raise InvalidRequest(
+                f"'{name}' is a {record.kind}; {field} needs a {wanted}", param=field, code="wrong_artifact_kind"
+            )
+        with self._lock:
+            resident = self._resident.get(record.id)
+            if resident is None:
+                resident = self._resident[record.id] = self._read(record, field)
+        if wanted == "vector":
+            for v_D in resident.effects.values():
+                _check_direction(v_D, spec.operation, field)
+        return resident
+
+    def _read(self, record: ArtifactRecord, field: str) -> _Resident:
+        target = record.manifest.target
+        if target is None or target.config_digest != self._model.config_digest or target.width != self._model.width:
+            made_for = "no model" if target is None else f"'{target.model}' (width {target.width})"
+            raise InvalidRequest(
+                f"'{record.name}' was made for {made_for}, not for '{self._model.name}' (width {self._model.width}): "
+                "train or transfer it for this model",
+                param=field,
+                code="wrong_model",
+            )
+        try:
+            effects: Effects
+            if record.kind == "switch":
+                effects = {site: f.to(self._device).eval() for site, f in load_switch(record.path)[1].items()}
+            else:
+                effects = {site: v_D.float().to(self._device) for site, v_D in load_vector(record.path)[1].items()}
+        except ArtifactError as error:
+            raise InvalidRequest(
+                f"'{record.name}' cannot be used: {error.message}", param=field, code="artifact_unusable"
+            ) from error
+        for site in effects:
+            _check_layer(site, self._model.layers, field)
+        return _Resident(record.kind, record.id, effects)
+
+
+def _at_sites(artifact: _Resident, spec: InterventionSpec, layers: int) -> tuple[_Resident, tuple[Site, ...]]:
+    own = tuple(sorted(artifact.effects))
+    if spec.sites is None:
+        return artifact, own
+    field = f"{spec.param}.sites"
+    for site in spec.sites:
+        _check_layer(site, layers, field)
+    if missing := [site for site in spec.sites if site not in artifact.effects]:
+        if artifact.kind == "switch" or len(own) > 1:
+            raise InvalidRequest(
+                f"it has nothing at {', '.join(map(str, missing))}; its sites are {', '.join(map(str, own))}",
+                param=field,
+                code="unknown_site",
+            )
+        # One direction may act anywhere in the stream: ablating a refusal direction at every layer needs just that.
+        only = next(iter(artifact.effects.values()))
+        effects = dict.fromkeys(spec.sites, only)
+        return _Resident(artifact.kind, artifact.digest, effects), tuple(sorted(effects))  # type: ignore[arg-type]
+    return artifact, tuple(sorted(set(spec.sites)))
+
+
+def _check_layer(site: Site, layers: int, field: str) -> None:
+    if site.layer >= layers:
+        raise InvalidRequest(
+            f"layer {site.layer} does not exist: this model has layers 0 to {layers - 1}",
+            param=field,
+            code="unknown_site",
+        )
+
+
+def _check_direction(v_D: object, operation: Operation, field: str) -> None:
+    assert isinstance(v_D, Tensor)
+    if not bool(torch.isfinite(v_D).all()):
+        raise InvalidRequest("the vector holds NaN or infinity; send finite values", param=field)
+    if operation != "add" and not bool(v_D.any()):
+        raise InvalidRequest(f"the vector is zero, and '{operation}' needs a direction", param=field)

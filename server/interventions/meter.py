@@ -1,0 +1,45 @@
+"""Measures how much each running intervention changed, without a synchronisation a step.
+
+Shapes: K touched tokens, D width, N meter places.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_SMALLEST_NORM = 1e-12
+
+
+class MeterBank:
+    """One running sum of ``|h' - h| / |h|`` for each intervention of each live row, kept on the device."""
+
+    def __init__(self, device: str | torch.device, places: int = 64) -> None:
+        self._sums_N = torch.zeros(places, device=device)
+        self._free = list(range(places - 1, -1, -1))
+
+    @property
+    def in_use(self) -> int:
+        """Places taken; 0 when no row with interventions is live."""
+        return len(self._sums_N) - len(self._free)
+
+    def open(self) -> int:
+        """Takes a place whose sum starts at zero."""
+        if not self._free:
+            size = len(self._sums_N)
+            self._sums_N = torch.cat([self._sums_N, torch.zeros_like(self._sums_N)])
+            self._free = list(range(2 * size - 1, size - 1, -1))
+        place = self._free.pop()
+        self._sums_N[place] = 0.0
+        return place
+
+    def record(self, place_K: Tensor, before_KD: Tensor, after_KD: Tensor) -> None:
+        """Adds each token's relative change to the sum of its intervention."""
+        scale_K = before_KD.norm(dim=-1).clamp_min(_SMALLEST_NORM)
+        self._sums_N.index_add_(0, place_K, (after_KD - before_KD).norm(dim=-1) / scale_K)
+
+    def close(self, place: int) -> float:
+        """Gives the place back and returns its sum."""
+        total = float(self._sums_N[place])
+        self._free.append(place)
+        return total
