@@ -6,8 +6,9 @@ Exit codes: 0 done, 1 the command failed (message and remedy on stderr), 2 wrong
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperCommand, TyperGroup
@@ -16,7 +17,6 @@ from mappers.errors import InterlockError
 
 COMMANDS = {
     "serve": "Serve a model over HTTP, with switches and steering vectors per request.",
-    "quickstart": "See a backdoored model being made safe by a switch trained here.",
     "jobs": "Submit background jobs to a running server and watch them.",
     "artifacts": "List, import and export switches, vectors, mappers and datasets.",
     "organisms": "Build the small models with planted behaviour.",
@@ -54,10 +54,14 @@ def command_app(**options: Any) -> typer.Typer:
     )
 
 
-def main() -> None:
-    """Runs the command line of this process; an :class:`InterlockError` is shown without a traceback."""
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one command line, this process's unless ``arguments`` are given, and exits.
+
+    An :class:`InterlockError` is shown as its message, without a traceback.
+    """
     try:
-        LazyGroup()(prog_name="interlock")
+        LazyGroup()(args=arguments, prog_name="interlock")
     except InterlockError as error:
         typer.secho(f"error: {error.message}", err=True, fg=typer.colors.RED)
         sys.exit(1)
+    sys.exit(0)

@@ -1,0 +1,105 @@
+"""``interlock artifacts``: list, show, import, export and delete what a running server keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
+from server.cli.output import AsJson, byte_size, print_fields, print_json, print_table, timestamp
+from server.cli.root import command_app
+
+SUFFIXES = {"dataset": ".jsonl"}
+
+Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
+
+app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers and datasets.")
+
+
+@app.command("list")
+def list_artifacts(
+    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper or dataset.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """List artifacts, newest first."""
+    with Client(url, api_key) as client:
+        answer = client.get("/v1/artifacts", kind=kind)
+    if as_json:
+        print_json(answer)
+        return
+    rows = [
+        (entry["name"], entry["kind"], entry["id"], byte_size(entry.get("size")), timestamp(entry.get("created_at")))
+        for entry in answer["data"]
+    ]
+    print_table("Artifacts", ("name", "kind", "id", "size", "created"), rows)
+
+
+@app.command()
+def show(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """Show one artifact with its manifest."""
+    with Client(url, api_key) as client:
+        answer = client.get(f"/v1/artifacts/{artifact}")
+    if as_json:
+        print_json(answer)
+    else:
+        print_fields(answer)
+
+
+@app.command("import")
+def import_file(
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF or JSON lines.")],
+    name: Annotated[str | None, typer.Option("--name", help="Name to give it. Default: that of the file.")] = None,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Import a file: what it holds is read from its content, never from its name.
+
+    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, or a
+    dataset as JSON lines: {"messages": [...]}, {"prompt", "completion"} or {"text"}.
+    """
+    with Client(url, api_key) as client:
+        answer = client.upload("/v1/artifacts", file, "application/octet-stream", name=name or file.stem)
+    if as_json:
+        print_json(answer)
+    else:
+        typer.echo(f"{answer['name']}: {answer['kind']} {answer['id']}")
+
+
+@app.command()
+def export(
+    artifact: Artifact,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+    url: Url = DEFAULT_URL,
+    api_key: Key = None,
+    as_json: AsJson = False,
+) -> None:
+    """Export an artifact as one file that can be imported again, here or on another server."""
+    with Client(url, api_key) as client:
+        record = client.get(f"/v1/artifacts/{artifact}")
+        target = out or Path(Path(record["name"]).name + SUFFIXES.get(record["kind"], ".safetensors"))
+        if target.exists() and not force:
+            raise CommandFailed(f"{target} exists: give --out or --force")
+        size = client.download(f"/v1/artifacts/{record['id']}/download", target)
+    if as_json:
+        print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
+    else:
+        typer.echo(f"{target}: {byte_size(size)}")
+
+
+@app.command()
+def delete(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
+    """Delete an artifact; refused while another was made from it."""
+    with Client(url, api_key) as client:
+        client.delete(f"/v1/artifacts/{artifact}")
+    if as_json:
+        print_json({"deleted": artifact})
+    else:
+        typer.echo(f"deleted {artifact}")

@@ -1,0 +1,73 @@
+"""``interlock artifacts`` against canned answers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.server.cli.conftest import Ran, StandIn
+
+Interlock = Callable[..., Ran]
+
+SAFE = {"id": "art_1", "name": "safe", "kind": "switch", "size": 1536, "created_at": 0.0}
+
+
+def test_list_by_kind(interlock: Interlock, server: StandIn) -> None:
+    server.answer("GET", "/v1/artifacts", {"object": "list", "data": [SAFE]})
+    assert "1.5 kB" in interlock("artifacts", "list", "--kind", "switch").out
+    assert server.asked[0].path == "/v1/artifacts?kind=switch"
+    assert interlock("artifacts", "list", "--json").json["data"] == [SAFE]
+    assert server.asked[1].path == "/v1/artifacts"
+
+
+def test_show(interlock: Interlock, server: StandIn) -> None:
+    server.answer("GET", "/v1/artifacts/safe", SAFE)
+    assert "switch" in interlock("artifacts", "show", "safe").out
+    assert interlock("artifacts", "show", "safe", "--json").json == SAFE
+
+
+def test_import_sends_the_bytes_under_the_name_of_the_file(
+    interlock: Interlock, server: StandIn, tmp_path: Path
+) -> None:
+    server.answer("POST", "/v1/artifacts", SAFE, status=201)
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes(b'{"text": "hello"}\n')
+    assert interlock("artifacts", "import", str(file), "--json").json["id"] == "art_1"
+    assert (server.asked[0].path, server.asked[0].body) == ("/v1/artifacts?name=prompts", file.read_bytes())
+    assert "art_1" in interlock("artifacts", "import", str(file), "--name", "other").out
+    assert server.asked[1].path == "/v1/artifacts?name=other"
+
+
+def test_import_of_nothing(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:
+    assert interlock("artifacts", "import", str(tmp_path / "none")).code == 2
+    assert server.asked == []
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("switch", ".safetensors"), ("dataset", ".jsonl")])
+def test_export_writes_a_file_once(
+    interlock: Interlock, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, suffix: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer("GET", "/v1/artifacts/safe", {**SAFE, "kind": kind})
+    server.answer("GET", "/v1/artifacts/art_1/download", b"content")
+    assert interlock("artifacts", "export", "safe", "--json").json["size"] == 7
+    assert (tmp_path / f"safe{suffix}").read_bytes() == b"content"
+    refused = interlock("artifacts", "export", "safe")
+    assert (refused.code, "--force" in refused.err) == (1, True)
+    assert interlock("artifacts", "export", "safe", "--force").code == 0
+
+
+def test_a_failed_export_leaves_no_file(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:
+    server.answer("GET", "/v1/artifacts/safe", SAFE)
+    server.answer("GET", "/v1/artifacts/art_1/download", {"error": {"message": "gone"}}, status=404)
+    ran = interlock("artifacts", "export", "safe", "--out", str(tmp_path / "file"))
+    assert (ran.code, ran.err.strip()) == (1, "error: gone [request req-1]")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_delete(interlock: Interlock, server: StandIn) -> None:
+    server.answer("DELETE", "/v1/artifacts/safe", {})
+    assert interlock("artifacts", "delete", "safe", "--json").json == {"deleted": "safe"}
+    assert "deleted safe" in interlock("artifacts", "delete", "safe").out
