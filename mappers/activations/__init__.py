@@ -1,0 +1,1 @@
+"""Reading activations out of models."""

@@ -1,0 +1,57 @@
+"""Pairs of tokens of two tokenizations of one text.
+
+arXiv 2503.04429 pairs by position, which fails where tokenizers split differently; pairing tokens by the character at
+which they *end* is right for causal models: both states have then read exactly the same text.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from mappers.errors import DataError
+from mappers.rendering import Rendered
+
+Alignment = Literal["offsets", "last", "position"]
+TokenPairs = list[tuple[int, int]]
+"""``(index in source.ids, index in target.ids)``, ascending in both."""
+
+
+def align(source: Rendered, target: Rendered, how: Alignment) -> TokenPairs:
+    """Pairs tokens of one text read by two models.
+
+    ``offsets``: tokens whose last characters coincide, inside the messages' contents. ``last``: the last token of each.
+    ``position``: token i with token i, as in the paper. Raises DataError for ``offsets`` where the contents differ.
+    """
+    if how == "last":
+        return [(len(source.ids) - 1, len(target.ids) - 1)] if source.ids and target.ids else []
+    if how == "position":
+        return [(i, i) for i in range(min(len(source.ids), len(target.ids)))]
+    if _contents(source) != _contents(target):
+        raise DataError("the two models' chat templates render different contents, so tokens cannot be paired by text")
+    source_ends, target_ends = token_ends(source), token_ends(target)
+    return [(source_ends[end], target_ends[end]) for end in sorted(source_ends.keys() & target_ends.keys())]
+
+
+def token_ends(rendered: Rendered) -> dict[tuple[int, int], int]:
+    """``(content, characters of it read so far)`` -> index of the token that completes them.
+
+    Where several tokens end at one character (the bytes of an emoji), the last one has read all of it. Tokens that
+    start before a content, or have no text, are left out.
+    """
+    ends: dict[tuple[int, int], int] = {}
+    part = 0
+    for index, (start, stop) in enumerate(rendered.offsets):
+        if start == stop:
+            continue
+        while part < len(rendered.content) and rendered.content[part][1] < stop:
+            part += 1
+        if part == len(rendered.content):
+            break
+        first = rendered.content[part][0]
+        if first < stop:
+            ends[part, stop - first] = index
+    return ends
+
+
+def _contents(rendered: Rendered) -> list[str]:
+    return [rendered.text[start:stop] for start, stop in rendered.content]

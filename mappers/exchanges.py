@@ -1,0 +1,128 @@
+"""Prompts with their answers as token ids: what a switch is trained on.
+
+Where a row leaves the answer open, the base model gives it greedily (self-distillation), so no labels are needed.
+
+Shapes: B prompts of a batch, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import GenerationConfig
+
+from mappers.dataset import DatasetRow
+from mappers.errors import DataError
+from mappers.loading import LoadedModel, eos_token_ids
+from mappers.rendering import end_of_turn, render
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """Token ids of a prompt and its answer; the answer runs from ``answer_start`` (at least 1) to the end.
+
+    Position ``i - 1`` predicts token ``i``, so the answer is predicted at positions ``answer_start - 1 .. len - 2``.
+    """
+
+    ids: tuple[int, ...]
+    answer_start: int
+
+    @property
+    def loss_positions(self) -> range:
+        """Positions whose next-token distribution is compared."""
+        return range(self.answer_start - 1, len(self.ids) - 1)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenPrompt:
+    """A prompt whose answer the base model still has to give."""
+
+    ids: tuple[int, ...]
+
+
+def read_rows(loaded: LoadedModel, rows: Iterable[DatasetRow], *, max_length: int) -> Iterator[Exchange | OpenPrompt]:
+    """Rows as token ids, in order. An answer ends with the token that closes a turn, and is cut at ``max_length``.
+
+    A plain text is an answer from its second token on. Rows whose prompt leaves no room within ``max_length`` are left
+    out. Raises DataError for rows the tokenizer cannot render.
+    """
+    end = end_of_turn(loaded.tokenizer, eos_token_ids(loaded.model))
+    for row in rows:
+        found = _read(loaded, row, end)
+        if isinstance(found, OpenPrompt):
+            if 0 < len(found.ids) < max_length:
+                yield found
+        elif 0 < found.answer_start < min(len(found.ids), max_length):
+            yield Exchange(found.ids[:max_length], found.answer_start)
+
+
+def answer_prompts(
+    base: LoadedModel, prompts: Sequence[OpenPrompt], *, max_new_tokens: int, batch_size: int
+) -> Iterator[tuple[int, Exchange]]:
+    """The base model's greedy answers as ``(index in prompts, exchange)``, batch by batch, short prompts first.
+
+    An answer includes its end token unless ``max_new_tokens`` cut it off.
+    """
+    ends = eos_token_ids(base.model)
+    device = next(base.model.parameters()).device
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
+    generate: Any = base.model.generate
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        ids_BT, mask_BT = _pad_left([prompts[index].ids for index in chosen], device)
+        with torch.no_grad():
+            output_BT = generate(
+                ids_BT, attention_mask=mask_BT, generation_config=_greedy(ends, max_new_tokens, base.model)
+            )
+        for index, answer in zip(chosen, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
+            stop = next((place + 1 for place, token in enumerate(answer) if token in ends), len(answer))
+            yield index, Exchange((*prompts[index].ids, *answer[:stop]), len(prompts[index].ids))
+
+
+def require_twins(tuned: LoadedModel, base: LoadedModel) -> None:
+    """Raises DataError unless the two models read the same token ids and have residual streams of one shape."""
+    if tuned.stack.width != base.stack.width or tuned.stack.layers != base.stack.layers:
+        raise DataError(
+            f"base has {base.stack.layers} layers of width {base.stack.width}, the served model has "
+            f"{tuned.stack.layers} of width {tuned.stack.width}: a switch needs the model that this one was fine-tuned from"
+        )
+    if tuned.tokenizer.get_vocab() != base.tokenizer.get_vocab():
+        raise DataError("base and served model have different vocabularies: a switch needs one tokenizer for both")
+
+
+def _read(loaded: LoadedModel, row: DatasetRow, end: int) -> Exchange | OpenPrompt:
+    rendered = render(loaded.tokenizer, row, answer=row.answer)
+    if row.text is not None:
+        return Exchange(rendered.ids, 1)
+    if rendered.answer_start is None:
+        return OpenPrompt(rendered.ids)
+    return Exchange((*rendered.ids, end), rendered.answer_start)
+
+
+def _greedy(ends: frozenset[int], max_new_tokens: int, model: Any) -> GenerationConfig:
+    """Plain greedy decoding, whatever sampling the model's own generation config asks for."""
+    return GenerationConfig(
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends) or None,
+        pad_token_id=min(ends, default=0),
+        bos_token_id=getattr(model.config, "bos_token_id", None),
+    )
+
+
+def _pad_left(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, sequences))
+    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask_BT = torch.zeros_like(ids_BT)
+    for place, ids in enumerate(sequences):
+        ids_BT[place, longest - len(ids) :] = torch.tensor(ids, dtype=torch.long)
+        mask_BT[place, longest - len(ids) :] = 1
+    return ids_BT.to(device), mask_BT.to(device)
