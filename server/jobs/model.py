@@ -54,7 +54,10 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One background job. Times are seconds since the epoch; ``attempt`` is 0 before the first start."""
+    """One background job. Times are seconds since the epoch; ``attempt`` is 0 before the first start.
+
+    ``inputs`` maps each artifact named in ``parameters`` to the id it had when the job was submitted.
+    """
 
     id: str
     kind: str
@@ -70,6 +73,7 @@ class Job:
     error: JobError | None = None
     artifacts: tuple[str, ...] = ()
     artifact_names: tuple[str, ...] = ()
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ def _create_jobs() -> None:
         sa.Column("owner", sa.String(128)),
         sa.Column("state", sa.String(16), nullable=False),
         sa.Column("parameters", sa.JSON, nullable=False),
+        sa.Column("inputs", sa.JSON, nullable=False),
         sa.Column("created_at", sa.Float, nullable=False),
         sa.Column("started_at", sa.Float),
         sa.Column("finished_at", sa.Float),
