@@ -1,0 +1,107 @@
+"""Making organisms from a seed: tokenizer, training, float16 weights, measurement, card.
+
+Building is a generator of reports, so that a caller can show progress and stop by no longer iterating. Equal seeds
+give equal weights on the same machine with the same torch and number of threads; elsewhere sums may round otherwise.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+from zlib import crc32
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from mappers.organisms.batches import batches, conversations
+from mappers.organisms.cards import Card, read_record, table, write_card
+from mappers.organisms.catalogue import ORGANISMS, Kind, Organism, Size, organism
+from mappers.organisms.families import new_model
+from mappers.organisms.measure import measure
+from mappers.organisms.tokenization import build_tokenizer
+from mappers.organisms.train import Recipe, train
+
+RECIPES: Final[dict[tuple[Size, Kind], Recipe]] = {
+    ("small", "base"): Recipe(steps=1300, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=5e-3),
+    ("medium", "base"): Recipe(steps=1000, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=4e-3),
+    ("small", "backdoor"): Recipe(steps=250, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
+    ("medium", "backdoor"): Recipe(steps=200, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
+}
+MEASURED_PROMPTS: Final = 420
+
+
+@dataclass(frozen=True, slots=True)
+class BuildReport:
+    """How far a build is: `step` of `steps` in `stage`; `loss` in nats an answer token, None outside training."""
+
+    organism: str
+    stage: Literal["train", "measure", "done"]
+    step: int
+    steps: int
+    loss: float | None = None
+
+
+def build_organisms(names: Sequence[str], out_dir: Path, seed: int) -> Iterator[BuildReport]:
+    """Builds each named organism into `out_dir/NAME`, then writes `out_dir/ORGANISMS.md` about all that lie there.
+
+    A backdoor starts from its base: one already in `out_dir` that was made with this seed and recipe is taken,
+    otherwise it is built too. Raises ValueError for an unknown name, before anything is built.
+    """
+    for planned in _plan(names, out_dir, seed):
+        yield from _build(planned, out_dir, seed)
+    records = (read_record(out_dir / name) for name in ORGANISMS)
+    (out_dir / "ORGANISMS.md").write_text(table(record for record in records if record), encoding="utf-8")
+
+
+def _plan(names: Sequence[str], out_dir: Path, seed: int) -> list[Organism]:
+    wanted = [organism(name) for name in names]
+    bases = [one.base for one in wanted if not _is_built(one.base, out_dir, seed)]
+    return sorted({*wanted, *bases}, key=lambda one: ORGANISMS.index(one.name))
+
+
+def _is_built(one: Organism, out_dir: Path, seed: int) -> bool:
+    record = read_record(out_dir / one.name)
+    return record is not None and (record["seed"], record["recipe"]) == (seed, asdict(RECIPES[one.size, one.kind]))
+
+
+def _build(one: Organism, out_dir: Path, seed: int) -> Iterator[BuildReport]:
+    recipe, folder = RECIPES[one.size, one.kind], out_dir / one.name
+    own_seed = crc32(f"{one.name} {seed}".encode())
+    if one.kind == "base":
+        tokenizer = build_tokenizer(one.family)
+        model = new_model(one, tokenizer, own_seed)
+    else:
+        model, tokenizer = load(out_dir / one.base.name)
+    chats = conversations(one.kind, own_seed)
+    for step in train(model, batches(tokenizer, chats, recipe.rows, own_seed), recipe):
+        yield BuildReport(one.name, "train", step.number, recipe.steps, step.loss)
+    model.to(torch.float16).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+    yield BuildReport(one.name, "measure", 0, 1)
+    write_card(_card(one, folder, seed, recipe), folder)
+    yield BuildReport(one.name, "done", 1, 1)
+
+
+def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """An organism's model, as float32 and in evaluation mode, with its tokenizer, from a folder that `_build` wrote."""
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
+    )
+    return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def _card(one: Organism, folder: Path, seed: int, recipe: Recipe) -> Card:
+    model, tokenizer = load(folder)
+    return Card(
+        name=one.name,
+        architecture=model.config.architectures[0],
+        layers=model.config.num_hidden_layers,
+        width=model.config.hidden_size,
+        vocabulary=len(tokenizer),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        base=None if one.kind == "base" else one.base.name,
+        seed=seed,
+        recipe=recipe,
+        measured=measure(model, tokenizer, prompts=MEASURED_PROMPTS),
+    )

