@@ -87,7 +87,7 @@ def require_twins(tuned: LoadedModel, base: LoadedModel) -> None:
     if tuned.stack.width != base.stack.width or tuned.stack.layers != base.stack.layers:
         raise DataError(
             f"base has {base.stack.layers} layers of width {base.stack.width}, the served model has "
-            f"{tuned.stack.layers} of width {tuned.stack.width}: a switch needs the model that this one was fine-tuned from"
+            f"{tuned.stack.layers} of width {tuned.stack.width}: a switch needs the model it was fine-tuned from"
         )
     if tuned.tokenizer.get_vocab() != base.tokenizer.get_vocab():
         raise DataError("base and served model have different vocabularies: a switch needs one tokenizer for both")

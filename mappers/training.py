@@ -4,19 +4,17 @@ A switch is trained through the frozen upper layers of the fine-tuned model on w
 ``KL(base || switched)`` of the next-token distributions over the answers, beside (or instead of) the squared error on
 the residual stream that arXiv 2503.04429 minimises.
 
-Shapes: B rows, T tokens, D width, N counted tokens, V vocabulary.
+Shapes: M tokens, N token pairs, S source width, D target width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from mappers.activations.collect import TokenBatch, collect, keep_output, pad_batch
+from mappers.activations.collect import collect
 from mappers.activations.pairs import Pairs
 from mappers.errors import TrainingError
 from mappers.evaluation import UnexplainedVariance
@@ -26,18 +24,11 @@ from mappers.hooks import block_outputs
 from mappers.loading import LoadedModel
 from mappers.losses import next_token_kl, relative_mse, top1_agreement
 from mappers.modules import AffineMapper, Mapper
+from mappers.replies import Replies, Teacher, read_replies
 from mappers.ridge import RidgeSums
 from mappers.sites import Site
 
 _VALIDATION_BATCH = 32
-
-
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """What one model did with a batch: next-token logits at loss positions, and the residual stream at the sites."""
-
-    logits_NV: Tensor
-    hidden: dict[Site, Tensor]
 
 
 def train_switch(
@@ -52,10 +43,12 @@ def train_switch(
     if not exchanges:
         raise TrainingError("no exchange to train on: the dataset is empty or every row exceeds max_length")
     lengths = [len(exchange.ids) for exchange in exchanges]
-    weights = fit.config.loss
+    weights, sites = fit.config.loss, list(fit.mappers)
+    teacher = Teacher(base, exchanges, sites, batch_size=fit.config.batch_size)
     while not fit.finished:
         rows = fit.rows(lengths)
-        parts = _switch_losses(fit.mappers, tuned, base, [exchanges[row] for row in rows])
+        said = read_replies(tuned, [exchanges[row] for row in rows], sites, fit.mappers)
+        parts = _switch_losses(teacher.replies(rows), said)
         total = weights.kl * parts["kl"] + weights.mse * parts["mse"]
         losses = {name: float(part.detach()) for name, part in parts.items()} | fit.advance(total)
         due = fit.finished or fit.step % fit.config.validate_every == 0
@@ -76,7 +69,9 @@ def evaluate_switch(
     for start in range(0, len(exchanges), _VALIDATION_BATCH):
         batch = exchanges[start : start + _VALIDATION_BATCH]
         count = sum(len(exchange.loss_positions) for exchange in batch)
-        for name, value in _switch_losses(mappers, tuned, base, batch).items():
+        target = read_replies(base, batch, list(mappers))
+        said = read_replies(tuned, batch, list(mappers), mappers)
+        for name, value in _switch_losses(target, said).items():
             sums[name] = sums.get(name, 0.0) + float(value) * count
         tokens += count
     return {name: value / tokens for name, value in sums.items()}
@@ -141,55 +136,12 @@ def evaluate_mapper(mapper: Mapper, pairs: Pairs) -> dict[str, float]:
     return {"mse": float(relative_mse(y_ND, pairs.y_ND)), "fvu": unexplained.value()}
 
 
-def _switch_losses(
-    mappers: Mapping[Site, Mapper], tuned: LoadedModel, base: LoadedModel, exchanges: Sequence[Exchange]
-) -> dict[str, Tensor]:
-    sequences = [exchange.ids for exchange in exchanges]
-    batch = pad_batch(sequences, range(len(sequences)), next(tuned.model.parameters()).device)
-    with torch.no_grad():
-        kept: dict[Site, Tensor] = {}
-        target = _run(base, {site: keep_output(kept, site) for site in mappers}, kept, batch, exchanges)
-    changed: dict[Site, Tensor] = {}
-    said = _run(tuned, {s: _replace(changed, s, mapper) for s, mapper in mappers.items()}, changed, batch, exchanges)
+def _switch_losses(target: Replies, said: Replies) -> dict[str, Tensor]:
     losses = {
         "kl": next_token_kl(target.logits_NV, said.logits_NV),
         "agreement": top1_agreement(target.logits_NV, said.logits_NV),
     }
-    if mappers:
-        errors = [
-            relative_mse(said.hidden[site][batch.mask_BT], target.hidden[site][batch.mask_BT]) for site in mappers
-        ]
+    if said.hidden:
+        errors = [relative_mse(h_MD, target.hidden[site]) for site, h_MD in said.hidden.items()]
         losses["mse"] = torch.stack(errors).mean()
     return losses
-
-
-def _replace(store: dict[Site, Tensor], site: Site, mapper: Mapper) -> Callable[[Tensor], Tensor]:
-    def replace(h_BTD: Tensor) -> Tensor:
-        store[site] = mapper(h_BTD)
-        return store[site]
-
-    return replace
-
-
-def _run(
-    loaded: LoadedModel,
-    callbacks: Mapping[Site, Callable[[Tensor], Tensor | None]],
-    hidden: dict[Site, Tensor],
-    batch: TokenBatch,
-    exchanges: Sequence[Exchange],
-) -> _Said:
-    """One forward; the head is run only at columns that some row's loss needs."""
-    columns = sorted({position for exchange in exchanges for position in exchange.loss_positions})
-    wanted = torch.zeros(len(exchanges), len(columns), dtype=torch.bool)
-    place = {column: index for index, column in enumerate(columns)}
-    for row, exchange in enumerate(exchanges):
-        wanted[row, [place[position] for position in exchange.loss_positions]] = True
-    model: Any = loaded.model
-    with block_outputs(loaded.stack, callbacks):
-        output = model(
-            input_ids=batch.ids_BT,
-            attention_mask=batch.mask_BT.long(),
-            logits_to_keep=torch.tensor(columns, device=batch.ids_BT.device),
-            use_cache=False,
-        )
-    return _Said(output.logits[wanted.to(output.logits.device)], hidden)

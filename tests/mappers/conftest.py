@@ -59,6 +59,12 @@ def _unigram() -> Tokenizer:
     return tokenizer
 
 
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Tiny tensors on several threads, with several test workers, mostly wait for each other."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(scope="session")
 def tokenizers() -> dict[str, Any]:
     """Byte-level BPE, metaspace BPE and unigram tokenizers with one chat template."""

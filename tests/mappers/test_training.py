@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+import torch
+from torch import Tensor
+
+from mappers.activations.pairs import Pairs
+from mappers.errors import DataError, TrainingError
+from mappers.exchanges import Exchange
+from mappers.fit import Fit, StepReport, TrainingConfig
+from mappers.hooks import block_outputs
+from mappers.loading import LoadedModel
+from mappers.losses import LossWeights
+from mappers.modules import MapperConfig, build_mapper
+from mappers.sites import Site
+from mappers.training import evaluate_switch, fit_switch_by_ridge, train_mapper, train_switch
+
+Twins = tuple[LoadedModel, LoadedModel]
+CPU = torch.device("cpu")
+
+
+def exchanges(count: int, seed: int = 0) -> list[Exchange]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(8, 20, (count,), generator=generator).tolist()
+    return [Exchange(tuple(torch.randint(4, 100, (n,), generator=generator).tolist()), n // 2) for n in lengths]
+
+
+def config(steps: int, *, kl: float = 1.0, mse: float = 0.1, rate: float = 3e-3, seed: int = 0) -> TrainingConfig:
+    return TrainingConfig(
+        loss=LossWeights(kl=kl, mse=mse), steps=steps, batch_size=8, learning_rate=rate, seed=seed, validate_every=10
+    )
+
+
+def fit(steps: int, sites: tuple[Site, ...] = (Site(0),), **options: float) -> Fit:
+    shape = MapperConfig(kind="autoencoder", d_source=32, d_target=32, residual=True)
+    return Fit.fresh(dict.fromkeys(sites, shape), config(steps, **options), device=CPU)  # type: ignore[arg-type]
+
+
+def run(fitted: Fit, twins: Twins, steps: int | None = None) -> list[StepReport]:
+    return list(islice(train_switch(fitted, *twins, exchanges(40), exchanges(8, seed=1)), steps))
+
+
+def parameters(fitted: Fit) -> dict[str, Tensor]:
+    return {name: value for name, value in fitted.state().items() if name.startswith("parameter.")}
+
+
+def test_a_residual_switch_starts_as_the_model_and_ends_nearer_the_base(twins: Twins) -> None:
+    fitted, held_out = fit(40), exchanges(8, seed=1)
+    before = evaluate_switch({}, *twins, held_out)
+    assert evaluate_switch(fitted.mappers, *twins, held_out)["kl"] == pytest.approx(before["kl"])
+    reports = run(fitted, twins)
+    assert [report.step for report in reports] == list(range(1, 41))
+    assert [report.step for report in reports if report.validation] == [10, 20, 30, 40]
+    assert reports[-1].validation["kl"] < 0.9 * before["kl"]
+    assert reports[-1].validation["agreement"] >= before["agreement"]
+
+
+def test_an_interrupted_fit_ends_in_the_same_tensors(twins: Twins) -> None:
+    straight = fit(12, sites=(Site(0), Site(1)))
+    run(straight, twins)
+    first = fit(12, sites=(Site(0), Site(1)))
+    run(first, twins, steps=5)
+    saved = first.state()
+    resumed = fit(12, sites=(Site(0), Site(1)), seed=0)
+    resumed.restore(saved)
+    reports = run(resumed, twins)
+    assert [report.step for report in reports] == list(range(6, 13))
+    assert all(torch.equal(value, parameters(resumed)[name]) for name, value in parameters(straight).items())
+
+
+def test_the_seed_decides_the_result(twins: Twins) -> None:
+    one, same, other = fit(2), fit(2), fit(2, seed=1)
+    for fitted in (one, same, other):
+        run(fitted, twins)
+    assert all(torch.equal(value, parameters(same)[name]) for name, value in parameters(one).items())
+    assert not all(torch.equal(value, parameters(other)[name]) for name, value in parameters(one).items())
+
+
+def test_each_loss_alone_falls(twins: Twins) -> None:
+    for name, weights in (("kl", {"kl": 1.0, "mse": 0.0}), ("mse", {"kl": 0.0, "mse": 1.0})):
+        reports = run(fit(30, **weights), twins)
+        assert reports[-1].losses[name] < 0.9 * reports[0].losses[name]
+        assert reports[0].losses["loss"] == pytest.approx(reports[0].losses[name])
+
+
+def test_models_stay_untouched_and_hooks_are_gone(twins: Twins) -> None:
+    before = [parameter.clone() for model in twins for parameter in model.model.parameters()]
+    run(fit(3), twins)
+    after = [parameter for model in twins for parameter in model.model.parameters()]
+    assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, after, strict=True))
+    assert not any(block._forward_hooks for model in twins for block in model.stack.blocks)
+
+
+def test_a_loss_that_is_not_finite_stops_training_and_leaves_the_mappers(twins: Twins) -> None:
+    fitted = fit(5)
+    with torch.no_grad():
+        fitted.mappers[Site(0)].get_parameter("decoder_bias")[0] = float("nan")
+    before = parameters(fitted)
+    with pytest.raises(TrainingError, match="lower learning_rate"):
+        run(fitted, twins)
+    assert fitted.step == 0
+    assert all(torch.equal(v.nan_to_num(7), parameters(fitted)[n].nan_to_num(7)) for n, v in before.items())
+
+
+def test_unusable_input_is_refused(twins: Twins, make_llama) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(TrainingError, match="no exchange"):
+        next(train_switch(fit(1), *twins, []))
+    with pytest.raises(DataError, match="fine-tuned from"):
+        next(train_switch(fit(1), twins[0], make_llama(1, width=16), exchanges(2)))
+    with pytest.raises(DataError, match="vocabularies"):
+        next(train_switch(fit(1), twins[0], make_llama(1, tokenizer="unigram"), exchanges(2)))
+
+
+def test_ridge_switches_several_sites_and_beats_the_unswitched_model(twins: Twins) -> None:
+    rows, held_out = exchanges(60), exchanges(8, seed=1)
+    sites = [Site(1), Site(0)]
+    mappers = dict(fit_switch_by_ridge(*twins, sites, rows, ridge=1e-3, residual=True, batch_size=8))
+    assert list(mappers) == [Site(0), Site(1)]
+    identity = {
+        site: build_mapper(MapperConfig(kind="affine", d_source=32, d_target=32, residual=True)) for site in sites
+    }
+    unswitched = evaluate_switch(identity, *twins, held_out)
+    assert evaluate_switch(mappers, *twins, held_out)["mse"] < unswitched["mse"]
+
+
+def test_training_sees_what_serving_does(twins: Twins) -> None:
+    """The loss is that of a plain forward with ``h <- f(h)``, row by row without padding."""
+    tuned, base = twins
+    mapper = build_mapper(
+        MapperConfig(kind="affine", d_source=32, d_target=32), generator=torch.Generator().manual_seed(0)
+    )
+    rows, sums = exchanges(6), 0.0
+    for row in rows:
+        ids, chosen = torch.tensor([row.ids]), list(row.loss_positions)
+        with torch.no_grad():
+            expected = base.model(ids).logits[0, chosen].log_softmax(-1)
+            with block_outputs(tuned.stack, {Site(1): mapper.forward}):
+                said = tuned.model(ids).logits[0, chosen].log_softmax(-1)
+        sums += float((expected.exp() * (expected - said)).sum())
+    measured = evaluate_switch({Site(1): mapper}, tuned, base, rows)
+    assert measured["kl"] == pytest.approx(sums / sum(len(row.loss_positions) for row in rows), rel=1e-4)
+
+
+def test_a_mapper_between_models_learns_a_linear_relation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_NS, w_SD = torch.randn(400, 6, generator=generator), torch.randn(6, 9, generator=generator)
+    pairs, held_out = Pairs(x_NS[:300], x_NS[:300] @ w_SD), Pairs(x_NS[300:], x_NS[300:] @ w_SD)
+    shape = MapperConfig(kind="affine", d_source=6, d_target=9)
+    fitted = Fit.fresh({Site(2): shape}, config(300, kl=0.0, mse=1.0, rate=3e-2), device=CPU)
+    *_, last = train_mapper(fitted, Site(2), pairs, held_out)
+    assert last.validation["fvu"] < 0.05
+    with pytest.raises(TrainingError, match="leave kl out"):
+        next(train_mapper(Fit.fresh({Site(2): shape}, config(1), device=CPU), Site(2), pairs))
+    with pytest.raises(TrainingError, match="no token pairs"):
+        next(train_mapper(fitted, Site(2), Pairs(x_NS[:0], x_NS[:0])))
+
+
+def test_a_checkpoint_of_other_mappers_is_refused() -> None:
+    with pytest.raises(TrainingError, match="other mappers"):
+        fit(2).restore(fit(2, sites=(Site(1),)).state())
+
+
+def test_every_row_is_seen_once_an_epoch_in_batches_of_like_length() -> None:
+    fitted, lengths = fit(100), [n % 17 + 1 for n in range(64)]
+    epochs = []
+    for _ in range(2):
+        batches = []
+        for _ in range(8):
+            batches.append(fitted.rows(lengths))
+            fitted.step += 1
+        epochs.append(batches)
+        assert sorted(row for batch in batches for row in batch) == list(range(64))
+        assert max(max(lengths[r] for r in b) - min(lengths[r] for r in b) for b in batches) <= 5
+    assert epochs[0] != epochs[1]
