@@ -6,7 +6,7 @@ path. A parameter that would have no effect with the chosen mapper is refused, n
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
 
@@ -26,11 +26,24 @@ Fraction = Annotated[float, Field(strict=True, ge=0, le=0.5, allow_inf_nan=False
 Hidden = Annotated[int, Field(strict=True, ge=1, le=65_536)]
 MapperKind = Literal["autoencoder", "affine", "ridge"]
 
-_TRAINED_ONLY = ("loss", "steps", "batch_size", "learning_rate")
+_TRAINED_ONLY = frozenset({"loss", "steps", "learning_rate"})
 
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _Parameters(_Frozen):
+    """Parameters of one kind of job."""
+
+    @property
+    def without_effect(self) -> frozenset[str]:
+        """Parameters that mean nothing beside the others."""
+        return frozenset()
+
+    def stored(self) -> dict[str, Any]:
+        """As JSON, defaults filled in, without those that have no effect: reads back as the same job."""
+        return self.model_dump(mode="json", exclude=set(self.without_effect))
 
 
 class SiteIn(_Frozen):
@@ -60,7 +73,7 @@ class LossWeights(_Frozen):
         return self
 
 
-class _Fit(_Frozen):
+class _Fit(_Parameters):
     """What every fit of a mapper takes."""
 
     mapper: MapperKind = "autoencoder"
@@ -74,16 +87,18 @@ class _Fit(_Frozen):
     seed: Seed = 0
     validation_fraction: Fraction = 0.1
 
+    @property
+    def without_effect(self) -> frozenset[str]:
+        """Parameters that mean nothing to the chosen mapper."""
+        if self.mapper == "ridge":
+            return _TRAINED_ONLY | {"hidden"}
+        return frozenset({"ridge"} if self.mapper == "autoencoder" else {"ridge", "hidden"})
+
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
-        given = self.model_fields_set
-        if self.hidden is not None and self.mapper != "autoencoder":
-            raise ValueError(f"hidden belongs to mapper 'autoencoder', not to {self.mapper!r}: leave it out")
-        if "ridge" in given and self.mapper != "ridge":
-            raise ValueError(f"ridge belongs to mapper 'ridge', not to {self.mapper!r}: leave it out")
-        idle = [name for name in _TRAINED_ONLY if name in given and name != "batch_size"]
-        if self.mapper == "ridge" and idle:
-            raise ValueError(f"mapper 'ridge' is fitted in closed form and takes no {', '.join(idle)}: leave it out")
+        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
+        if idle := sorted(self.without_effect & given):
+            raise ValueError(f"mapper {self.mapper!r} has no use for {', '.join(idle)}: leave it out")
         return self
 
 
@@ -122,7 +137,7 @@ class TrainMapper(_Fit):
         return self
 
 
-class ExtractVector(_Frozen):
+class ExtractVector(_Parameters):
     """Difference in means of two datasets; ``model`` None is the served model."""
 
     positive: Reference
@@ -150,7 +165,7 @@ class RescaleToRms(_Frozen):
     fraction: Annotated[float, Field(strict=True, gt=0, le=100, allow_inf_nan=False)]
 
 
-class TransferVector(_Frozen):
+class TransferVector(_Parameters):
     """Carries ``vector`` through ``mapper``: ``pairs`` is the mean of f(h+) - f(h-), ``linear`` the linear part W v."""
 
     vector: Reference

@@ -86,6 +86,12 @@ class ArtifactStore:
             row = _insert(session, identity, manifest, name=name, owner=owner, now=self._clock())
             return self._record(row, name)
 
+    def check_name(self, name: str, owner: str | None) -> None:
+        """Raises InvalidRequest for a bad name and Conflict for one that belongs to another owner."""
+        check_name(name)
+        with self._database.read() as session:
+            _check_alias(session, name, owner)
+
     def get(
         self, name_or_id: str, *, kind: str | None = None, owner: str | None = None, param: str | None = None
     ) -> ArtifactRecord:
@@ -250,10 +256,14 @@ def _existing(session: Session, kind: str | None, owner: str | None) -> str:
     return f"there are these {what}: {', '.join(names)}" if names else f"there are no {what} yet"
 
 
-def _check_owner(session: Session, identity: str, name: str, owner: str | None) -> None:
+def _check_alias(session: Session, name: str, owner: str | None) -> None:
     alias = session.get(ArtifactNameRow, name)
     if alias is not None and alias.owner not in (None, owner):
         raise Conflict(f"the name {name!r} is in use: choose another", param="name")
+
+
+def _check_owner(session: Session, identity: str, name: str, owner: str | None) -> None:
+    _check_alias(session, name, owner)
     row = session.get(ArtifactRow, identity)
     if row is not None and row.owner not in (None, owner):
         raise Conflict("this very artifact is stored already by another owner", param="name")

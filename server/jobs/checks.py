@@ -1,0 +1,150 @@
+"""Everything about a new job that can be refused without loading a model.
+
+Each check returns the artifacts the job will read, by reference and by id: from then on the job is bound to these ids.
+"""
+
+from __future__ import annotations
+
+from mappers.manifest import Manifest
+from server.errors import InvalidRequest
+from server.jobs.directory import ModelDirectory
+from server.jobs.specs import (
+    ExtractVector,
+    ExtractVectorJob,
+    JobSpec,
+    RescaleToNative,
+    SiteIn,
+    TrainMapper,
+    TrainMapperJob,
+    TrainSwitch,
+    TrainSwitchJob,
+    TransferVector,
+    TransferVectorJob,
+)
+from server.registry.artifacts import ArtifactRecord, ArtifactStore
+
+DATASET_ROLES = ("positive", "negative")
+
+
+class Checker:
+    """Checks jobs against the artifacts that ``owner`` may see and the models of the server."""
+
+    def __init__(self, artifacts: ArtifactStore, models: ModelDirectory, owner: str | None) -> None:
+        self._artifacts = artifacts
+        self._models = models
+        self._owner = owner
+        self._inputs: dict[str, str] = {}
+
+    def inputs_of(self, spec: JobSpec) -> dict[str, str]:
+        """The inputs of the job; raises InvalidRequest or NotFound naming the field and what exists."""
+        self._artifacts.check_name(spec.name, self._owner)
+        match spec:
+            case TrainSwitchJob(parameters=parameters):
+                self._train_switch(parameters)
+            case TrainMapperJob(parameters=parameters):
+                self._train_mapper(parameters)
+            case ExtractVectorJob(parameters=parameters):
+                self._extract_vector(parameters)
+            case TransferVectorJob(parameters=parameters):
+                self._transfer_vector(parameters)
+        return dict(self._inputs)
+
+    def _train_switch(self, parameters: TrainSwitch) -> None:
+        self._models.require(parameters.base, "parameters.base", reference=True)
+        self._served_sites(parameters.sites, "parameters.sites")
+        self._artifact(parameters.dataset, "dataset", "parameters.dataset")
+
+    def _train_mapper(self, parameters: TrainMapper) -> None:
+        self._models.require(parameters.source, "parameters.source", reference=True)
+        self._served_sites((parameters.target_site,), "parameters.target_site")
+        self._artifact(parameters.dataset, "dataset", "parameters.dataset")
+
+    def _extract_vector(self, parameters: ExtractVector) -> None:
+        served = self._models.served.name
+        self._models.require(parameters.model or served, "parameters.model")
+        if parameters.model in (None, served):
+            self._served_sites(parameters.sites, "parameters.sites")
+        for role in DATASET_ROLES:
+            self._artifact(getattr(parameters, role), "dataset", f"parameters.{role}")
+
+    def _transfer_vector(self, parameters: TransferVector) -> None:
+        vector = self._artifact(parameters.vector, "vector", "parameters.vector").manifest
+        mapper = self._artifact(parameters.mapper, "mapper", "parameters.mapper").manifest
+        _check_vector_fits_mapper(vector, mapper)
+        if parameters.rule == "linear" and mapper.mapper is not None and mapper.mapper.kind == "autoencoder":
+            raise InvalidRequest(
+                "rule 'linear' needs an affine mapper (ridge or affine): use rule 'pairs' for an autoencoder",
+                param="parameters.rule",
+            )
+        if parameters.rule == "pairs":
+            self._model_of(mapper, "source")
+            self._datasets_of(vector, "parameters.vector")
+        if isinstance(parameters.rescale, RescaleToNative):
+            native = self._artifact(parameters.rescale.vector, "vector", "parameters.rescale.vector").manifest
+            _check_native_fits_mapper(native, mapper)
+        elif parameters.rescale is not None:
+            self._model_of(mapper, "target")
+            self._datasets_of(vector, "parameters.rescale")
+
+    def _artifact(self, reference: str, kind: str, param: str) -> ArtifactRecord:
+        record = self._artifacts.get(reference, kind=kind, owner=self._owner, param=param)
+        self._inputs |= {reference: record.id, record.id: record.id}
+        return record
+
+    def _datasets_of(self, vector: Manifest, param: str) -> None:
+        """The prompts a vector was made from have to be known and still be there."""
+        parents = {parent.role: parent.id for parent in vector.parents}
+        if missing := [role for role in DATASET_ROLES if role not in parents]:
+            raise InvalidRequest(
+                f"the manifest of {vector.name!r} names no {' and no '.join(missing)} dataset, so its activations "
+                "cannot be taken again: use rule 'linear' and rescale to a native vector",
+                param=param,
+            )
+        for role in DATASET_ROLES:
+            self._artifact(parents[role], "dataset", param)
+
+    def _model_of(self, mapper: Manifest, side: str) -> None:
+        binding = mapper.source if side == "source" else mapper.target
+        if binding is not None:
+            self._models.require(binding.model, "parameters.mapper")
+
+    def _served_sites(self, sites: tuple[SiteIn, ...], param: str) -> None:
+        served = self._models.served
+        if (highest := max(site.layer for site in sites)) >= served.layers:
+            raise InvalidRequest(
+                f"{param} names layer {highest}, but {served.name!r} has layers 0 to {served.layers - 1}", param=param
+            )
+
+
+def _check_vector_fits_mapper(vector: Manifest, mapper: Manifest) -> None:
+    """A mapper reads activations of one model at one site; the vector must be a direction there."""
+    if vector.target is None or mapper.source is None:
+        raise InvalidRequest(
+            "vector or mapper is bound to no model: import or make it again", param="parameters.vector"
+        )
+    if vector.target.config_digest != mapper.source.config_digest or vector.target.width != mapper.source.width:
+        raise InvalidRequest(
+            f"vector {vector.name!r} belongs to {vector.target.model!r} (width {vector.target.width}), but "
+            f"mapper {mapper.name!r} reads {mapper.source.model!r} (width {mapper.source.width}): "
+            "use a mapper from that model",
+            param="parameters.mapper",
+        )
+    if mapper.source_sites[0] not in vector.sites:
+        raise InvalidRequest(
+            f"mapper {mapper.name!r} reads {mapper.source_sites[0]}, vector {vector.name!r} has "
+            f"{', '.join(vector.sites)}: extract the vector at the mapper's site",
+            param="parameters.vector",
+        )
+
+
+def _check_native_fits_mapper(native: Manifest, mapper: Manifest) -> None:
+    if native.target is None or mapper.target is None or native.target.config_digest != mapper.target.config_digest:
+        raise InvalidRequest(
+            f"{native.name!r} is no vector of the model that mapper {mapper.name!r} maps to",
+            param="parameters.rescale.vector",
+        )
+    if mapper.sites[0] not in native.sites:
+        raise InvalidRequest(
+            f"{native.name!r} has no vector at {mapper.sites[0]}, where mapper {mapper.name!r} maps to",
+            param="parameters.rescale.vector",
+        )
