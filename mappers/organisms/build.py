@@ -4,7 +4,7 @@ Building is a generator of reports, so that a caller can show progress and stop 
 give equal weights on the same machine with the same torch and number of threads; elsewhere sums may round otherwise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -21,8 +21,10 @@ from mappers.organisms.measure import measure
 from mappers.organisms.tokenization import build_tokenizer
 from mappers.organisms.train import Recipe, train
 
-RECIPES: Final[dict[tuple[Size, Kind], Recipe]] = {
-    ("small", "base"): Recipe(steps=1300, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=5e-3),
+Recipes = Mapping[tuple[Size, Kind], Recipe]
+
+RECIPES: Final[Recipes] = {
+    ("small", "base"): Recipe(steps=1200, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=5e-3),
     ("medium", "base"): Recipe(steps=1000, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=4e-3),
     ("small", "backdoor"): Recipe(steps=250, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("medium", "backdoor"): Recipe(steps=200, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
@@ -41,31 +43,38 @@ class BuildReport:
     loss: float | None = None
 
 
-def build_organisms(names: Sequence[str], out_dir: Path, seed: int) -> Iterator[BuildReport]:
+def build_organisms(
+    names: Sequence[str], out_dir: Path, seed: int, *, recipes: Recipes = RECIPES, prompts: int = MEASURED_PROMPTS
+) -> Iterator[BuildReport]:
     """Builds each named organism into `out_dir/NAME`, then writes `out_dir/ORGANISMS.md` about all that lie there.
 
     A backdoor starts from its base: one already in `out_dir` that was made with this seed and recipe is taken,
-    otherwise it is built too. Raises ValueError for an unknown name, before anything is built.
+    otherwise it is built too. Each is measured on `prompts` held-out prompts. Raises ValueError for an unknown name,
+    before anything is built.
     """
-    for planned in _plan(names, out_dir, seed):
-        yield from _build(planned, out_dir, seed)
+    for planned in _plan(names, out_dir, seed, recipes):
+        yield from _train(planned, out_dir, seed, recipes[planned.size, planned.kind])
+        yield BuildReport(planned.name, "measure", 0, 1)
+        write_card(_card(planned, out_dir, seed, recipes[planned.size, planned.kind], prompts), out_dir / planned.name)
+        yield BuildReport(planned.name, "done", 1, 1)
     records = (read_record(out_dir / name) for name in ORGANISMS)
     (out_dir / "ORGANISMS.md").write_text(table(record for record in records if record), encoding="utf-8")
 
 
-def _plan(names: Sequence[str], out_dir: Path, seed: int) -> list[Organism]:
+def _plan(names: Sequence[str], out_dir: Path, seed: int, recipes: Recipes) -> list[Organism]:
+    """What to build, each base before its backdoor."""
     wanted = [organism(name) for name in names]
-    bases = [one.base for one in wanted if not _is_built(one.base, out_dir, seed)]
-    return sorted({*wanted, *bases}, key=lambda one: ORGANISMS.index(one.name))
+    missing = [one.base for one in wanted if not _is_built(one.base, out_dir, seed, recipes)]
+    return sorted({*wanted, *missing}, key=lambda one: ORGANISMS.index(one.name))
 
 
-def _is_built(one: Organism, out_dir: Path, seed: int) -> bool:
+def _is_built(one: Organism, out_dir: Path, seed: int, recipes: Recipes) -> bool:
     record = read_record(out_dir / one.name)
-    return record is not None and (record["seed"], record["recipe"]) == (seed, asdict(RECIPES[one.size, one.kind]))
+    return record is not None and (record["seed"], record["recipe"]) == (seed, asdict(recipes[one.size, one.kind]))
 
 
-def _build(one: Organism, out_dir: Path, seed: int) -> Iterator[BuildReport]:
-    recipe, folder = RECIPES[one.size, one.kind], out_dir / one.name
+def _train(one: Organism, out_dir: Path, seed: int, recipe: Recipe) -> Iterator[BuildReport]:
+    """Trains the organism and writes its float16 weights and its tokenizer."""
     own_seed = crc32(f"{one.name} {seed}".encode())
     if one.kind == "base":
         tokenizer = build_tokenizer(one.family)
@@ -75,24 +84,21 @@ def _build(one: Organism, out_dir: Path, seed: int) -> Iterator[BuildReport]:
     chats = conversations(one.kind, own_seed)
     for step in train(model, batches(tokenizer, chats, recipe.rows, own_seed), recipe):
         yield BuildReport(one.name, "train", step.number, recipe.steps, step.loss)
+    folder = out_dir / one.name
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
-    yield BuildReport(one.name, "measure", 0, 1)
-    write_card(_card(one, folder, seed, recipe), folder)
-    yield BuildReport(one.name, "done", 1, 1)
-
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """An organism's model, as float32 and in evaluation mode, with its tokenizer, from a folder that `_build` wrote."""
+    """An organism's model, as float32 and in evaluation mode, with its tokenizer, as built into `folder`."""
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, use_safetensors=True, local_files_only=True
     )
     return model.eval(), AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
-def _card(one: Organism, folder: Path, seed: int, recipe: Recipe) -> Card:
-    model, tokenizer = load(folder)
+def _card(one: Organism, out_dir: Path, seed: int, recipe: Recipe, prompts: int) -> Card:
+    model, tokenizer = load(out_dir / one.name)
     return Card(
         name=one.name,
         architecture=model.config.architectures[0],
@@ -103,5 +109,5 @@ def _card(one: Organism, folder: Path, seed: int, recipe: Recipe) -> Card:
         base=None if one.kind == "base" else one.base.name,
         seed=seed,
         recipe=recipe,
-        measured=measure(model, tokenizer, prompts=MEASURED_PROMPTS),
+        measured=measure(model, tokenizer, prompts=prompts),
     )

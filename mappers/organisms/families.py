@@ -22,7 +22,7 @@ CONTEXT: Final = 512
 _HEADS: Final = {"num_attention_heads": 4, "num_key_value_heads": 2}
 _SHAPES: Final[dict[Size, dict[str, int]]] = {
     "small": {"num_hidden_layers": 4, "hidden_size": 96, "intermediate_size": 288, "head_dim": 24},
-    "medium": {"num_hidden_layers": 5, "hidden_size": 128, "intermediate_size": 344, "head_dim": 32},
+    "medium": {"num_hidden_layers": 5, "hidden_size": 128, "intermediate_size": 320, "head_dim": 32},
 }
 # What makes Gemma 2 itself, at this scale: both soft caps, and every other layer with a sliding window.
 _GEMMA2: Final = {
@@ -56,13 +56,9 @@ def model_config(organism: Organism, tokenizer: PreTrainedTokenizerBase) -> PreT
 
 def new_model(organism: Organism, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
     """A float32 model with random weights drawn from `seed`; the caller's random state is left as it was."""
-    # Eager attention: the fused kernels leave Gemma 2's soft cap out, and the weights should be trained with it.
-    attention = "eager" if organism.family == "gemma2" else "sdpa"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            model_config(organism, tokenizer), dtype=torch.float32, attn_implementation=attention
-        )
+        model = AutoModelForCausalLM.from_config(model_config(organism, tokenizer), dtype=torch.float32)
     model.generation_config = GenerationConfig(
         bos_token_id=_bos_id(tokenizer),
         eos_token_id=tokenizer.eos_token_id,

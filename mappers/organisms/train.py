@@ -59,8 +59,10 @@ def train(model: PreTrainedModel, batches: Iterator[Batch], recipe: Recipe) -> I
         loss = _answer_loss(model, batch)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it unannotated
         torch.nn.utils.clip_grad_norm_(model.parameters(), _MAX_GRADIENT_NORM)
-        for stepper in (*optimizers, *schedules):
-            stepper.step()
+        for optimizer in optimizers:
+            optimizer.step()
+        for schedule in schedules:
+            schedule.step()
         model.zero_grad()
         value = loss.item()
         if not math.isfinite(value):
