@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 from server.jobs.specs import JobSpec
 
 MAX_LINE = 1 << 20
-CHECKPOINT_FILE = "checkpoint.safetensors"
 
 Text = Annotated[str, Field(max_length=4096)]
 Short = Annotated[str, Field(max_length=96)]
@@ -46,7 +45,7 @@ class Execution(_Frozen):
 class WorkOrder(_Frozen):
     """Everything a worker needs: no name is left to look up.
 
-    ``folder`` is the job's own and outlives attempts, ``staging`` is this attempt's. ``models`` maps names to
+    ``folder`` is a :class:`server.jobs.folder.JobFolder`, ``models`` maps names to
     folders or hub ids, ``artifacts`` maps each reference in the parameters, and each id behind it, to where it lies.
     """
 
@@ -55,7 +54,6 @@ class WorkOrder(_Frozen):
     spec: JobSpec
     created_at: Short
     folder: Text
-    staging: Text
     served: Text
     models: dict[Text, Text] = Field(max_length=64)
     artifacts: dict[Short, InputArtifact] = Field(max_length=64)
@@ -79,7 +77,7 @@ class Progress(_Frozen):
 
 
 class Done(_Frozen):
-    """The artifact lies whole in the order's staging folder, to be registered under the job's name."""
+    """The artifact lies whole in the attempt's staging folder, to be registered under the job's name."""
 
     type: Literal["done"] = "done"
 

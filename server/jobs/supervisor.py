@@ -1,13 +1,12 @@
 """Runs queued jobs, each in a worker process of its own, and settles how they ended. No torch in this process.
 
-A job's folder holds its log and its checkpoint, which the next attempt goes on from, and the staging folder of the
-attempt that runs.
+The worker writes its artifact into a staging folder; the artifact is registered here, after the worker has said that
+it is done, and only then has the job succeeded.
 """
 
 from __future__ import annotations
 
 import queue
-import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,10 +21,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from mappers.errors import InterlockError
 from server.jobs.attempt import Attempt, Outcome, Patience
 from server.jobs.directory import ModelDirectory
-from server.jobs.log import JobLog
+from server.jobs.folder import JobFolder, JobLog
 from server.jobs.model import Job, JobError, JobState
 from server.jobs.process import Inbox, Interruption, WorkerProcess
-from server.jobs.protocol import CHECKPOINT_FILE, Done, Execution, Failed, InputArtifact, WorkOrder
+from server.jobs.protocol import Done, Execution, Failed, InputArtifact, WorkOrder
 from server.jobs.queue import JobQueue, Lease
 from server.jobs.specs import JOB_SPEC
 from server.registry.artifacts import ArtifactStore
@@ -33,7 +32,6 @@ from server.registry.artifacts import ArtifactStore
 WORKER_COMMAND = (sys.executable, "-m", "server.jobs.worker")
 
 _RETRY_S = 1.0
-_STAGING = "staging"
 _log = structlog.get_logger(__name__)
 
 
@@ -57,7 +55,7 @@ class Supervisor:
         self._queue = jobs
         self._artifacts = artifacts
         self._models = models
-        self._folder = folder
+        self._root = folder
         self._config = config
         self._change = threading.Condition()
         self._stopping = False
@@ -98,7 +96,7 @@ class Supervisor:
 
     def log_of(self, job_id: str) -> JobLog:
         """The log of a job that exists."""
-        return JobLog(self._folder / job_id)
+        return self._folder(job_id).log
 
     def _run(self) -> None:
         while not self._stopping:
@@ -113,34 +111,35 @@ class Supervisor:
                 self._attempt(*claimed)
                 continue
             with self._change:
-                self._change.wait_for(lambda: self._stopping or self._wakes != seen)
+                while not self._stopping and self._wakes == seen:
+                    self._change.wait()
 
     def _attempt(self, lease: Lease, job: Job) -> None:
         """Runs one attempt to its end, whatever happens; the job is then ended, queued again or cancelled."""
         _log.info("job_started", job=job.id, kind=job.kind, attempt=lease.attempt)
         try:
             self._settle(lease, job, self._converse(lease, job))
-        except InterlockError:
-            self._insist(lambda: self._queue.fail(lease, JobError("refused", error.message)))
+        except InterlockError as error:
+            refused = JobError("refused", error.message)
+            self._insist(lambda: self._queue.fail(lease, refused))
         except (OSError, SQLAlchemyError) as error:
             _log.exception("job_attempt_broke", job=job.id)
             reason = f"the server could not go on with it ({type(error).__name__})"
             self._insist(lambda: self._queue.lose(lease, reason))
         self._insist(lambda: self._queue.finish_cancel(lease))
+        self._folder(job.id).drop_staging()
 
     def _converse(self, lease: Lease, job: Job) -> Outcome:
         """Starts the worker and listens to it; raises InterlockError where an input of the job is gone."""
         order = self._order(lease, job)
-        folder = Path(order.folder)
-        for old in folder.glob(f"{_STAGING}-*"):
-            shutil.rmtree(old)
-        Path(order.staging).mkdir(parents=True)
+        folder = self._folder(job.id)
+        folder.prepare(lease.attempt)
         with self._listening(job.id) as inbox:
             process = WorkerProcess(
                 self._config.command,
                 order.model_dump_json().encode(),
                 inbox=inbox,
-                log=JobLog(folder).append,
+                log=folder.log.append,
                 environment=self._config.environment,
             )
             return Attempt(process, inbox, lease, self._queue, self._config.patience).run()
@@ -162,7 +161,7 @@ class Supervisor:
                 del self._running[job_id]
 
     def _order(self, lease: Lease, job: Job) -> WorkOrder:
-        folder = self._folder / job.id
+        folder = self._folder(job.id)
         artifacts = {}
         for reference, identity in job.inputs.items():
             record = self._artifacts.get(identity)
@@ -172,8 +171,7 @@ class Supervisor:
             attempt=lease.attempt,
             spec=JOB_SPEC.validate_python({"kind": job.kind, "name": job.name, "parameters": job.parameters}),
             created_at=datetime.fromtimestamp(job.created_at, UTC).isoformat(),
-            folder=str(folder),
-            staging=str(folder / f"{_STAGING}-{lease.attempt}"),
+            folder=str(folder.path),
             served=self._models.served.name,
             models=self._models.locations(),
             artifacts=artifacts,
@@ -182,15 +180,14 @@ class Supervisor:
 
     def _settle(self, lease: Lease, job: Job, outcome: Outcome) -> None:
         """Writes down how the attempt ended; raises InterlockError where the artifact it made cannot be taken."""
-        folder = self._folder / job.id
+        folder = self._folder(job.id)
         match outcome:
             case Outcome(interruption=Interruption.CANCEL):
                 pass  # the caller finishes every cancellation
             case Outcome(verdict=Done()):
-                staged = folder / f"{_STAGING}-{lease.attempt}"
-                record = self._artifacts.register(staged, name=job.name, owner=job.owner)
+                record = self._artifacts.register(folder.staging(lease.attempt), name=job.name, owner=job.owner)
                 if self._queue.succeed(lease, [(record.id, record.name)]):
-                    (folder / CHECKPOINT_FILE).unlink(missing_ok=True)
+                    folder.drop_checkpoints()
             case Outcome(verdict=Failed(code=code, message=message)):
                 self._queue.fail(lease, JobError(code, message))
             case Outcome(interruption=Interruption.STOP):
@@ -199,8 +196,11 @@ class Supervisor:
                 self._queue.lose(lease, outcome.ending)
         _log.info("job_attempt_ended", job=job.id, attempt=lease.attempt, ending=outcome.ending)
 
+    def _folder(self, job_id: str) -> JobFolder:
+        return JobFolder(self._root / job_id)
+
     def _insist(self, transition: Callable[[], bool]) -> None:
-        """A job must not stay ``running`` without a worker: repeats until the database takes it, or the server stops."""
+        """Repeats until the database takes it, or the server stops: no job may stay ``running`` without a worker."""
         while True:
             try:
                 transition()
