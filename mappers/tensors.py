@@ -58,6 +58,7 @@ def save_vector(folder: Path, vectors: Mapping[Site, Tensor], manifest: Manifest
     """Writes one ``v_D`` per site, with its norm in the manifest's ``norms``; as :func:`save_switch`."""
     _expect(manifest, "vector")
     tensors = {str(site): v_D.detach().float() for site, v_D in vectors.items()}
+    _check(tensors, manifest, ArtifactMismatch)
     norms = {name: float(v_D.norm()) for name, v_D in tensors.items()}
     return _save(folder, tensors, Manifest.model_validate({**manifest.model_dump(), "norms": norms}))
 

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from mappers.errors import DataError
+from mappers.loading import LoadedModel
+from mappers.modules import MapperConfig, build_mapper
+from mappers.sites import Site
+from mappers.vectors import (
+    cosine,
+    difference_in_means,
+    random_vector,
+    rescale,
+    rms_norm,
+    row_activations,
+    transfer_by_pairs,
+    transfer_linear,
+)
+
+
+def test_rows_are_read_at_the_last_token_or_on_average(make_llama: Callable[..., LoadedModel]) -> None:
+    loaded, sequences = make_llama(0), [[5, 6, 7, 8], [9], [10, 11]]
+    sites = [Site(0), Site(2)]
+    last = row_activations(loaded, sites, sequences, position="last", batch_size=2)
+    mean = row_activations(loaded, sites, sequences, position="mean", batch_size=3)
+    for row, ids in enumerate(sequences):
+        with torch.no_grad():
+            states = loaded.model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        assert torch.allclose(last[Site(0)][row], states[1][0, -1], atol=1e-5)
+        assert torch.allclose(mean[Site(0)][row], states[1][0].mean(0), atol=1e-5)
+    assert last[Site(2)].shape == (3, 32)
+
+
+@pytest.mark.parametrize("sequences", [[], [[1], []]])
+def test_empty_prompts_are_refused(make_llama: Callable[..., LoadedModel], sequences: list[list[int]]) -> None:
+    with pytest.raises(DataError, match="at least one token"):
+        row_activations(make_llama(0), [Site(0)], sequences, position="last", batch_size=2)
+
+
+def test_the_two_rules_agree_for_an_affine_map_and_drop_its_bias() -> None:
+    mapper = build_mapper(MapperConfig(kind="affine", d_source=5, d_target=7))
+    positive, negative = torch.randn(4, 5), torch.randn(6, 5)
+    v = difference_in_means(positive, negative)
+    by_pairs = transfer_by_pairs(mapper, positive, negative)
+    assert torch.allclose(by_pairs, transfer_linear(mapper, v), atol=1e-6)
+    assert not torch.allclose(by_pairs, mapper(v), atol=1e-3)
+
+
+def test_an_autoencoder_has_no_linear_part() -> None:
+    mapper = build_mapper(MapperConfig(kind="autoencoder", d_source=5, d_target=7))
+    assert transfer_by_pairs(mapper, torch.randn(4, 5), torch.randn(4, 5)).shape == (7,)
+    with pytest.raises(DataError, match="rule 'pairs'"):
+        transfer_linear(mapper, torch.randn(5))
+
+
+def test_rescaling_keeps_the_direction() -> None:
+    v = torch.randn(9)
+    assert float(rescale(v, 2.5).norm()) == pytest.approx(2.5)
+    assert cosine(rescale(v, 2.5), v) == pytest.approx(1.0)
+    with pytest.raises(DataError, match="zero"):
+        rescale(torch.zeros(3), 1.0)
+
+
+def test_the_random_control_has_the_norm_and_no_relation() -> None:
+    v = random_vector(2000, 3.0, seed=1)
+    assert float(v.norm()) == pytest.approx(3.0)
+    assert torch.equal(v, random_vector(2000, 3.0, seed=1))
+    assert abs(cosine(v, random_vector(2000, 3.0, seed=2))) < 0.1
+
+
+def test_rms_norm_is_the_norm_of_a_typical_token() -> None:
+    assert rms_norm(torch.full((10, 4), 3.0)) == pytest.approx(6.0)
