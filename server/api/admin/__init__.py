@@ -1,0 +1,1 @@
+"""Routes of this project's own: artifacts, jobs, running generations, capabilities, health."""

@@ -1,0 +1,179 @@
+"""Artifacts: switches, mappers, vectors and datasets; uploads are raw bodies, counted as they arrive."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
+
+from anyio import open_file, to_thread
+from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import FileResponse
+from typing_extensions import TypedDict
+
+from mappers.manifest import ModelBinding
+from server.api.auth import Caller, needs
+from server.api.json_body import bounded_stream
+from server.api.schemas.answers import error_responses
+from server.api.schemas.bounds import Name
+from server.api.services import InjectedServices, Services
+from server.errors import InvalidRequest
+from server.policy.keys import Principal
+from server.registry.imports import import_upload
+
+if TYPE_CHECKING:
+    from server.registry.artifacts import ArtifactRecord
+
+router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
+
+Kind = Literal["switch", "mapper", "vector", "dataset"]
+ArtifactName = Annotated[Name, Path(description="Name or id")]
+
+
+class ArtifactOut(TypedDict):
+    """A stored artifact; ``created_at`` in seconds since the epoch, ``size`` in bytes. Lists leave out the manifest."""
+
+    id: str
+    object: Literal["artifact"]
+    name: str
+    kind: Kind
+    created_at: float
+    size: int
+    sites: list[str]
+    manifest: NotRequired[dict[str, Any]]
+
+
+class ArtifactList(TypedDict):
+    """Artifacts, newest first."""
+
+    object: Literal["list"]
+    data: list[ArtifactOut]
+
+
+@router.get("/v1/artifacts", summary="List artifacts", responses=error_responses(400, 401, 403))
+def list_artifacts(
+    services: InjectedServices, principal: Caller, kind: Annotated[Kind | None, Query()] = None
+) -> ArtifactList:
+    """The caller's own and those of nobody; with the scope `admin` everybody's."""
+    records = services.artifacts.list(kind, owner=_owner_filter(principal))
+    return {"object": "list", "data": [_artifact(record) for record in records]}
+
+
+@router.get("/v1/artifacts/{artifact}", summary="Show an artifact", responses=error_responses(400, 401, 403, 404))
+def show_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> ArtifactOut:
+    """With its manifest: the model it is for, sites, digests, how it was trained, what it was made from."""
+    record = _visible(services, principal, artifact)
+    return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
+
+
+@router.get(
+    "/v1/artifacts/{artifact}/download",
+    summary="Download an artifact as one file",
+    response_class=FileResponse,
+    responses=error_responses(400, 401, 403, 404),
+)
+def download_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> FileResponse:
+    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is."""
+    record = _visible(services, principal, artifact)
+    (file,) = record.manifest.files
+    kind = "application/jsonl" if record.kind == "dataset" else "application/octet-stream"
+    return FileResponse(record.path / file, media_type=kind, filename=record.name + FilePath(file).suffix)
+
+
+@router.post(
+    "/v1/artifacts",
+    summary="Upload an artifact",
+    status_code=201,
+    dependencies=[needs("train")],
+    responses=error_responses(400, 401, 403, 409, 413),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        }
+    },
+)
+async def upload_artifact(
+    request: Request,
+    services: InjectedServices,
+    principal: Caller,
+    name: Annotated[Name, Query(description="Name it is found by; moves there if the caller has one of that name")],
+) -> ArtifactOut:
+    """The body is the file itself; what it is, is read from its content.
+
+    safetensors as `GET .../download` gives them; safetensors or GGUF with one vector for each layer (`direction.N`),
+    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset.
+    """
+    services.policy.check_publish(principal, name)
+    async with _staging(services) as folder:
+        source = folder / "upload"
+        async with await open_file(source, "wb") as file:
+            async for chunk in bounded_stream(request, services.upload_bytes):
+                await file.write(chunk)
+        record = await to_thread.run_sync(_import, services, source, name, principal)
+    return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
+
+
+@router.delete(
+    "/v1/artifacts/{artifact}",
+    summary="Delete an artifact",
+    status_code=204,
+    dependencies=[needs("train")],
+    responses=error_responses(400, 401, 403, 404, 409),
+)
+def delete_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> None:
+    """The caller's own; others' and nobody's take the scope `admin`. Refused while another was made from it."""
+    record = _visible(services, principal, artifact)
+    if record.owner != principal.owner:
+        principal.require("admin")
+    default = services.policy.default_switch
+    if default is not None and services.artifacts.get(default).id == record.id:
+        principal.require("unswitch")
+    services.artifacts.delete(record.id)
+    services.catalog.forget(record.id)
+
+
+@asynccontextmanager
+async def _staging(services: Services) -> AsyncIterator[FilePath]:
+    folder = await to_thread.run_sync(services.artifacts.new_staging)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _import(services: Services, source: FilePath, name: str, principal: Principal) -> ArtifactRecord:
+    if source.stat().st_size == 0:
+        raise InvalidRequest("the body is empty: send the file as the body")
+    info = services.engine.info
+    target = ModelBinding(model=info.name, config_digest=info.config_digest, width=info.width)
+    now = datetime.fromtimestamp(services.wall_clock(), UTC).isoformat()
+    folder = services.artifacts.new_staging()
+    try:
+        import_upload(source, folder, name=name, created_at=now, target=target)
+        return services.artifacts.register(folder, name=name, owner=principal.owner)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _visible(services: Services, principal: Principal, artifact: str) -> ArtifactRecord:
+    return services.artifacts.get(artifact, owner=_owner_filter(principal), param="artifact")
+
+
+def _owner_filter(principal: Principal) -> str | None:
+    return None if "admin" in principal.scopes else principal.owner
+
+
+def _artifact(record: ArtifactRecord) -> ArtifactOut:
+    return {
+        "id": record.id,
+        "object": "artifact",
+        "name": record.name,
+        "kind": record.manifest.kind,
+        "created_at": record.created_at,
+        "size": record.size,
+        "sites": list(record.manifest.sites),
+    }

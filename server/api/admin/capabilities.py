@@ -1,0 +1,119 @@
+"""``GET /v1/capabilities``: what this server is and what may be asked of it."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from fastapi import APIRouter
+from typing_extensions import TypedDict
+
+from server.api.auth import needs
+from server.api.schemas import bounds
+from server.api.schemas.answers import error_responses
+from server.api.services import InjectedServices, Services
+
+router = APIRouter(dependencies=[needs("infer")], tags=["Server"])
+
+Operation = Literal["switch", "add", "ablate", "clamp"]
+
+
+class ModelFacts(TypedDict):
+    """The served model. ``config_digest`` binds artifacts to it."""
+
+    name: str
+    architecture: str
+    layers: int
+    width: int
+    vocab_size: int
+    context: int
+    dtype: str
+    device: str
+    config_digest: str
+    chat_template: bool
+
+
+class SiteOut(TypedDict):
+    """A place where interventions can act: the output of decoder block ``layer``."""
+
+    layer: int
+    point: Literal["resid_post"]
+
+
+class LimitsOut(TypedDict):
+    """Bounds of one request (strengths, counts, bytes) and of the engine (rows, tokens)."""
+
+    context: int
+    max_batch: int
+    max_waiting: int
+    prefill_tokens: int
+    max_strength: float
+    vectors: int
+    n: int
+    prompts: int
+    stop: int
+    top_logprobs: int
+    logit_bias: int
+    body_bytes: int
+    upload_bytes: int
+
+
+class Capabilities(TypedDict):
+    """Everything a client needs to know before it asks for an intervention."""
+
+    model: ModelFacts
+    engine: str
+    sites: list[SiteOut]
+    operations: list[Operation]
+    default_switch: str | None
+    policy: str
+    limits: LimitsOut
+
+
+@router.get("/v1/capabilities", summary="What this server can do", responses=error_responses(401, 403))
+async def capabilities(services: InjectedServices) -> Capabilities:
+    """Model, sites, operations and limits."""
+    layers = services.engine.info.layers
+    return {
+        "model": _model(services),
+        "engine": services.engine_name,
+        "sites": [{"layer": layer, "point": "resid_post"} for layer in range(layers)],
+        "operations": ["switch", "add", "ablate", "clamp"],
+        "default_switch": services.policy.default_switch,
+        "policy": services.policy.name,
+        "limits": _limits(services),
+    }
+
+
+def _model(services: Services) -> ModelFacts:
+    info = services.engine.info
+    return {
+        "name": info.name,
+        "architecture": info.architecture,
+        "layers": info.layers,
+        "width": info.width,
+        "vocab_size": info.vocab_size,
+        "context": info.context,
+        "dtype": info.dtype,
+        "device": info.device,
+        "config_digest": info.config_digest,
+        "chat_template": services.codec.has_chat_template,
+    }
+
+
+def _limits(services: Services) -> LimitsOut:
+    limits = services.engine.limits
+    return {
+        "context": limits.context,
+        "max_batch": limits.max_batch,
+        "max_waiting": limits.max_waiting,
+        "prefill_tokens": limits.prefill_tokens,
+        "max_strength": services.policy.max_strength,
+        "vectors": bounds.MAX_VECTORS,
+        "n": bounds.MAX_CHOICES,
+        "prompts": bounds.MAX_ROWS,
+        "stop": bounds.MAX_STOPS,
+        "top_logprobs": bounds.MAX_TOP_LOGPROBS,
+        "logit_bias": bounds.MAX_LOGIT_BIAS,
+        "body_bytes": bounds.BODY_BYTES,
+        "upload_bytes": services.upload_bytes,
+    }

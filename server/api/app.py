@@ -1,0 +1,51 @@
+"""Puts the HTTP layer together: middleware, error handlers, routers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+from fastapi import APIRouter, FastAPI, Security
+from starlette.middleware import Middleware
+
+from server.api import errors
+from server.api.admin import artifacts, capabilities, generations, health, jobs
+from server.api.auth import authenticate
+from server.api.middleware import RequestId, SameOrigin
+from server.api.openai import chat, completions, models, tokenization
+from server.api.services import Services
+
+_DESCRIPTION = """
+An LLM inference server in which every request can switch learned interventions on its own activations on or off.
+
+The routes under *OpenAI* take what OpenAI's clients send, plus `safety_switch` and `steering`. A field that is not
+supported is refused with its name. Every answer says in `interlock` what was really done.
+"""
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+
+def create_app(services: Services, *, lifespan: Lifespan | None = None) -> FastAPI:
+    """The application. Every route but the health probes asks for a key, where the server has keys."""
+    app = FastAPI(
+        title="Interlock",
+        description=_DESCRIPTION,
+        lifespan=lifespan,
+        middleware=[
+            Middleware(RequestId, new_id=services.new_id),
+            Middleware(SameOrigin, open_server=services.keys.open),
+        ],
+    )
+    app.state.services = services
+    errors.install(app)
+    app.include_router(health.public_router)
+    app.include_router(_guarded())
+    return app
+
+
+def _guarded() -> APIRouter:
+    guarded = APIRouter(dependencies=[Security(authenticate)])
+    for module in (chat, completions, models, tokenization, generations, capabilities, artifacts, jobs):
+        guarded.include_router(module.router)
+    guarded.include_router(health.metrics_router)
+    return guarded

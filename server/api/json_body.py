@@ -1,0 +1,143 @@
+"""Request bodies, read strictly: counted while received, UTF-8, one meaning only, not too deep."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from typing import Any, NoReturn
+
+from anyio import to_thread
+from fastapi import Request
+from fastapi.routing import APIRoute
+from starlette.responses import Response
+
+from server.api.schemas.bounds import BODY_BYTES
+from server.errors import InvalidRequest, PayloadTooLarge
+
+MAX_DEPTH = 32
+PARSED_INLINE_BYTES = 64 * 1024
+
+
+class StrictRequest(Request):
+    """A request whose JSON body is read by :func:`parse`."""
+
+    _bytes: bytes = b""
+    _value: Any = None
+
+    async def read(self) -> None:
+        """Receives and parses the body; raises InvalidRequest or PayloadTooLarge."""
+        kind = self.headers.get("content-type", "")
+        if kind.split(";")[0].strip().lower() != "application/json":
+            raise InvalidRequest(
+                "the body must be sent with the header 'Content-Type: application/json'", param="Content-Type"
+            )
+        self._bytes = b"".join([chunk async for chunk in bounded_stream(self, BODY_BYTES)])
+        if len(self._bytes) > PARSED_INLINE_BYTES:
+            self._value = await to_thread.run_sync(parse, self._bytes)
+        else:
+            self._value = parse(self._bytes)
+
+    async def body(self) -> bytes:
+        """The bytes that were read."""
+        return self._bytes
+
+    async def json(self) -> Any:
+        """The value that was parsed."""
+        return self._value
+
+
+class JsonRoute(APIRoute):
+    """A route whose body, where it takes one, is read as :class:`StrictRequest`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wraps FastAPI's own handler."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def read_and_handle(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
+            await strict.read()
+            return await handle(strict)
+
+        return read_and_handle
+
+
+async def bounded_stream(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """The body in chunks; raises PayloadTooLarge as soon as more than ``limit`` bytes were announced or received."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > limit:
+        raise _too_large(limit)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > limit:
+            raise _too_large(limit)
+        yield chunk
+
+
+def parse(body: bytes) -> Any:
+    """The JSON value of ``body``.
+
+    Raises InvalidRequest for what JSON leaves open or forbids: other encodings than UTF-8, a byte order mark, duplicate
+    keys, NaN and infinities, lone surrogates, nesting deeper than ``MAX_DEPTH``.
+    """
+    try:
+        value = json.loads(
+            body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+        )
+        _check_surrogates(value, body)
+    except RecursionError:
+        raise _too_deep() from None
+    except UnicodeError:
+        raise InvalidRequest("the body must be JSON in UTF-8, without lone surrogates") from None
+    except ValueError as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number is too long"
+        raise InvalidRequest(f"the body is not valid JSON: {reason}", code="invalid_json") from None
+    _check_depth(value)
+    return value
+
+
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"the body is larger than {limit} bytes, the most this route takes")
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise InvalidRequest("the body names a field twice in one object: name each once", code="duplicate_key")
+    return found
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise InvalidRequest(f"the body holds {word}, which is not JSON: send a finite number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise InvalidRequest("the body holds a number that is too large: send a finite number")
+    return value
+
+
+def _check_surrogates(value: Any, body: bytes) -> None:
+    """Raises UnicodeError where an escape left half a character, which no UTF-8 text can hold."""
+    if rb"\u" in body:
+        json.dumps(value, ensure_ascii=False).encode()
+
+
+def _check_depth(value: Any) -> None:
+    level = _containers([value])
+    for _ in range(MAX_DEPTH):
+        level = [child for node in level for child in _containers(node.values() if isinstance(node, dict) else node)]
+    if level:
+        raise _too_deep()
+
+
+def _containers(values: Iterable[Any]) -> list[dict[str, Any] | list[Any]]:
+    return [value for value in values if isinstance(value, (dict, list))]

@@ -1,0 +1,90 @@
+"""Pure ASGI middleware: a request id for everything, and no changes asked for by foreign web pages."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from server.api.errors import error_body, status_of
+from server.errors import NotPermitted
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+class RequestId:
+    """Gives every request an id in ``request.state.request_id`` and every answer ``X-Request-Id``.
+
+    A route may replace the id before it answers, as generations do with their own. ``new_id`` gives unguessable hex.
+    """
+
+    def __init__(self, app: ASGIApp, new_id: Callable[[], str]) -> None:
+        self._app = app
+        self._new_id = new_id
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        state = scope.setdefault("state", {})
+        state["request_id"] = f"req_{self._new_id()}"
+
+        async def send_with_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = state["request_id"]
+                headers["X-Content-Type-Options"] = "nosniff"
+            await send(message)
+
+        await self._app(scope, receive, send_with_id)
+
+
+class SameOrigin:
+    """Refuses requests that change something and come from a web page of another origin.
+
+    Browsers always send ``Origin`` with such requests; other clients send none. On a server without keys
+    (``open_server``) the page must in addition be served from this machine by address or as ``localhost``: a name that
+    a foreign page owns may resolve to the loopback address.
+    """
+
+    def __init__(self, app: ASGIApp, open_server: bool) -> None:
+        self._app = app
+        self._open = open_server
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http" or scope["method"] in _SAFE_METHODS or self._allowed(Headers(scope=scope)):
+            await self._app(scope, receive, send)
+            return
+        error = NotPermitted("this request comes from a web page of another origin", code="foreign_origin")
+        response = JSONResponse(error_body(error, scope["state"]["request_id"]), status_of(error)[0])
+        await response(scope, receive, send)
+
+    def _allowed(self, headers: Headers) -> bool:
+        origins = headers.getlist("origin")
+        if not origins:
+            return True
+        hosts = headers.getlist("host")
+        try:
+            origin = urlsplit(origins[0])
+            name = origin.hostname
+        except ValueError:
+            return False
+        if len(origins) > 1 or len(hosts) != 1 or name is None or origin.netloc.lower() != hosts[0].lower():
+            return False
+        return not self._open or _is_address(name)
+
+
+def _is_address(name: str) -> bool:
+    if name == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True

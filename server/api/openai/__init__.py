@@ -1,0 +1,1 @@
+"""Routes shaped like OpenAI's API."""

@@ -1,0 +1,75 @@
+"""The rows that serve one HTTP request: started together, read through one queue, and always given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from server.errors import GenerationFailed
+from server.metrics import Metrics, RowTimer
+from server.types import Event, Failed, Finished, GenerationRequest, TokensGenerated
+
+if TYPE_CHECKING:
+    from server.engine.engine import Engine
+
+
+class Rows:
+    """Rows of one request, numbered as given. Whoever starts them calls :meth:`close` at the end, whatever happened."""
+
+    def __init__(
+        self, engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics, stopwatch: Callable[[], float]
+    ) -> None:
+        self._engine = engine
+        self._requests = requests
+        self._metrics = metrics
+        self._stopwatch = stopwatch
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self._running: dict[int, RowTimer] = {}
+
+    def start(self) -> None:
+        """Submits all rows or none; raises what the engine raises. To be called on the event loop."""
+        loop = asyncio.get_running_loop()
+        for index, request in enumerate(self._requests):
+            try:
+                self._engine.submit(request, partial(self._receive, loop, index))
+            except BaseException:
+                self.close()
+                raise
+            self._running[index] = RowTimer(self._metrics, self._stopwatch)
+            self._metrics.prompt_tokens.inc(len(request.prompt_ids))
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Events as they come, each with its row, until all rows have finished.
+
+        Raises GenerationFailed when one fails; its siblings are then stopped by :meth:`close`.
+        """
+        while self._running:
+            index, event = await self._events.get()
+            self._observe(index, event)
+            if isinstance(event, Failed):
+                raise GenerationFailed(event.message, code=event.code)
+            yield index, event
+
+    def close(self) -> None:
+        """Stops the rows that still run. May be called more than once."""
+        while self._running:
+            index, timer = self._running.popitem()
+            self._engine.cancel(self._requests[index].id)
+            timer.ended("abort")
+
+    def _receive(self, loop: asyncio.AbstractEventLoop, index: int, event: Event) -> None:
+        """Called on the engine's thread."""
+        loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+
+    def _observe(self, index: int, event: Event) -> None:
+        match event:
+            case TokensGenerated():
+                self._running[index].tokens(len(event.token_ids))
+            case Finished():
+                self._running.pop(index).ended(event.reason, event.receipts)
+            case Failed():
+                self._running.pop(index).ended("error")
+            case _:
+                pass

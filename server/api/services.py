@@ -1,0 +1,65 @@
+"""What the HTTP layer works with; built once by ``serve.py`` and handed to ``create_app``."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from secrets import token_hex
+from typing import TYPE_CHECKING, Annotated
+
+from fastapi import Depends, Request
+
+from server.metrics import Metrics
+from server.policy.keys import KeyRing
+from server.policy.policy import Policy
+
+if TYPE_CHECKING:
+    from server.engine.engine import Engine
+    from server.engine.text import TextCodec
+    from server.interventions.catalog import Catalog
+    from server.jobs.service import JobService
+    from server.registry.artifacts import ArtifactStore
+
+
+def _always_ready() -> str | None:
+    return None
+
+
+def _new_id() -> str:
+    return token_hex(12)
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """The parts of one server.
+
+    ``not_ready`` gives the reason why no requests should be sent yet or any more, None where there is none; it is
+    asked on top of ``engine.healthy``. ``wall_clock`` gives seconds since the epoch, ``stopwatch`` seconds that never
+    go back.
+    """
+
+    engine: Engine
+    codec: TextCodec
+    catalog: Catalog
+    artifacts: ArtifactStore
+    jobs: JobService
+    policy: Policy
+    keys: KeyRing
+    metrics: Metrics
+    upload_bytes: int = 64 * 1024 * 1024
+    engine_name: str = "transformers"
+    not_ready: Callable[[], str | None] = _always_ready
+    wall_clock: Callable[[], float] = time.time
+    stopwatch: Callable[[], float] = time.monotonic
+    new_id: Callable[[], str] = _new_id
+    started_at: float = field(default_factory=time.time)
+
+
+def _services(request: Request) -> Services:
+    services = request.app.state.services
+    assert isinstance(services, Services)
+    return services
+
+
+InjectedServices = Annotated[Services, Depends(_services)]

@@ -1,0 +1,224 @@
+"""Stand-ins for codec, catalog, engine and jobs: no model, no thread, everything decided by the test."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field, replace
+
+from server.engine.text import EncodedPrompt
+from server.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from server.jobs.model import Job, JobEvent, JobState
+from server.types import (
+    EngineLimits,
+    Event,
+    Finished,
+    GenerationInfo,
+    GenerationRequest,
+    InlineVector,
+    InterventionSpec,
+    InterventionUpdate,
+    ModelInfo,
+    PromptScored,
+    Receipt,
+    TokenLogprob,
+    TokensGenerated,
+)
+
+WIDTH = 4
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+KNOWN = {"safe": "switch", "other": "switch", "refusal": "vector", "joy": "vector"}
+
+
+class FakeCodec:
+    """One token a character, its code point; a chat is ``<role>text`` for each message."""
+
+    vocab_size = 1000
+    has_chat_template = True
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> EncodedPrompt:
+        return self.from_ids([ord(character) for character in text])
+
+    def encode_chat(
+        self, messages: list[dict[str, str]], *, add_generation_prompt=True, continue_final_message=False
+    ) -> EncodedPrompt:
+        if not self.has_chat_template:
+            raise InvalidRequest("this model has no chat template; use /v1/completions", param="messages")
+        text = "".join(f"<{message['role']}>{message['content']}" for message in messages)
+        return self.encode(text + ("<assistant>" if add_generation_prompt else ""))
+
+    def from_ids(self, ids) -> EncodedPrompt:
+        for token in ids:
+            if not 0 <= token < self.vocab_size:
+                raise InvalidRequest(f"token id {token} is not in the vocabulary", param="prompt")
+        text = "".join(map(chr, ids))
+        return EncodedPrompt(tuple(ids), text, tuple((i, i + 1) for i in range(len(ids))))
+
+    def decode(self, ids, *, skip_special_tokens: bool = True) -> str:
+        return "".join(map(chr, ids))
+
+    def token_text(self, token: int) -> str:
+        return chr(token)
+
+    def token_bytes(self, token: int) -> bytes:
+        return chr(token).encode()
+
+
+@dataclass(frozen=True, eq=False)
+class FakeResolved:
+    """What the fake catalog gives: the spec itself, with what receipts need."""
+
+    spec: InterventionSpec
+    name: str
+
+    @property
+    def operation(self) -> str:
+        return self.spec.operation
+
+    @property
+    def strength(self) -> float:
+        return self.spec.strength
+
+
+@dataclass
+class FakeCatalog:
+    """Knows the names in ``KNOWN``."""
+
+    forgotten: list[str] = field(default_factory=list)
+    thread: threading.Thread | None = None
+
+    def resolve(self, spec: InterventionSpec) -> FakeResolved:
+        self.thread = threading.current_thread()
+        if isinstance(spec.source, InlineVector):
+            if len(spec.source.data) != 4 * WIDTH:
+                raise InvalidRequest("wrong width", param=f"{spec.param}.vector.data", code="wrong_width")
+            return FakeResolved(spec, "inline")
+        where = spec.param if spec.operation == "switch" else f"{spec.param}.vector"
+        if spec.source not in KNOWN:
+            raise NotFound(f"there is no artifact {spec.source!r}; there are {', '.join(KNOWN)}", param=where)
+        return FakeResolved(spec, spec.source)
+
+    def forget(self, artifact_id: str) -> None:
+        self.forgotten.append(artifact_id)
+
+
+@dataclass
+class FakeEngine:
+    """Writes the alphabet. With ``hold`` it emits nothing by itself: the test does, through ``sinks``."""
+
+    hold: bool = False
+    healthy: bool = True
+    texts: str = ALPHABET
+    limits: EngineLimits = EngineLimits(max_batch=8, max_waiting=8, context=2048, prefill_tokens=64)
+    info: ModelInfo = ModelInfo(
+        "fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cpu", "0123456789abcdef" * 4
+    )
+    requests: dict[str, GenerationRequest] = field(default_factory=dict)
+    sinks: dict[str, Callable[[Event], None]] = field(default_factory=dict)
+    cancelled: list[str] = field(default_factory=list)
+    updates: list[tuple[str, InterventionUpdate]] = field(default_factory=list)
+    running: dict[str, GenerationRequest] = field(default_factory=dict)
+
+    def submit(self, request: GenerationRequest, sink: Callable[[Event], None]) -> None:
+        if len(self.running) >= self.limits.max_batch + self.limits.max_waiting:
+            raise Overloaded("all places are taken")
+        self.requests[request.id] = self.running[request.id] = request
+        self.sinks[request.id] = sink
+        if not self.hold:
+            self.finish(request.id)
+
+    def finish(self, generation_id: str) -> None:
+        request = self.running.pop(generation_id)
+        for event in events_of(request, self.texts):
+            self.sinks[generation_id](event)
+
+    def cancel(self, generation_id: str) -> None:
+        self.cancelled.append(generation_id)
+        self.running.pop(generation_id, None)
+
+    def update(self, generation_id: str, update: InterventionUpdate) -> None:
+        if generation_id not in self.running:
+            raise NotFound("not running")
+        self.updates.append((generation_id, update))
+
+    def generations(self) -> list[GenerationInfo]:
+        return [
+            GenerationInfo(r.id, r.owner, "decode", len(r.prompt_ids), 0, tuple((i.name, i.strength) for i in r.interventions))
+            for r in self.running.values()
+        ]
+
+
+def events_of(request: GenerationRequest, text: str = ALPHABET) -> list[Event]:
+    """What the engine says about a request whose continuation is ``text``."""
+    sampling = request.sampling
+    written = text[: sampling.max_tokens]
+    reason = "length" if sampling.max_tokens <= len(text) else "stop"
+    for stop in sampling.stop:
+        if stop in written:
+            written, reason = written[: written.index(stop)], "stop"
+    events: list[Event] = []
+    if sampling.prompt_logprobs is not None:
+        events.append(PromptScored(tuple(_logprob(token, sampling.prompt_logprobs) for token in request.prompt_ids[1:])))
+    for character in written:
+        logprobs = () if sampling.logprobs is None else (_logprob(ord(character), sampling.logprobs),)
+        events.append(TokensGenerated(character, (ord(character),), logprobs))
+    receipts = tuple(receipt_of(i, len(request.prompt_ids), len(written)) for i in request.interventions)
+    return [*events, Finished(reason, len(request.prompt_ids), len(written), receipts)]
+
+
+def receipt_of(resolved: FakeResolved, prompt: int, generated: int) -> Receipt:
+    return Receipt(resolved.operation, resolved.name, "d" * 64, ("resid_post.1",), resolved.strength, prompt, generated, 0.1)
+
+
+def _logprob(token: int, count: int) -> TokenLogprob:
+    best = tuple((token + i, -0.5 - i) for i in range(count))
+    return TokenLogprob(token, -0.5, best)
+
+
+@dataclass
+class FakeJobs:
+    """Jobs that never run; ``log_text`` and the events are the test's."""
+
+    jobs: dict[str, Job] = field(default_factory=dict)
+    happened: list[JobEvent] = field(default_factory=list)
+
+    def submit(self, spec, owner: str | None) -> Job:
+        job = Job(
+            id=f"job_{len(self.jobs) + 1}",
+            kind=spec.kind,
+            name=spec.name,
+            state=JobState.QUEUED,
+            owner=owner,
+            parameters=spec.parameters.model_dump(mode="json"),
+            inputs={},
+            created_at=1.0,
+        )
+        self.jobs[job.id] = job
+        return job
+
+    def get(self, job_id: str) -> Job:
+        if job_id not in self.jobs:
+            raise NotFound(f"there is no job {job_id!r}", param="id")
+        return self.jobs[job_id]
+
+    def list(self, *, owner: str | None = None, limit: int = 1000) -> list[Job]:
+        return [job for job in self.jobs.values() if owner in (None, job.owner)][:limit]
+
+    def cancel(self, job_id: str) -> Job:
+        job = self.get(job_id)
+        if job.state is not JobState.QUEUED:
+            raise Conflict(f"job {job_id} is {job.state}: only waiting and running jobs can be cancelled")
+        self.jobs[job_id] = replace(job, state=JobState.CANCELLED)
+        return self.jobs[job_id]
+
+    def resume(self, job_id: str) -> Job:
+        self.jobs[job_id] = replace(self.get(job_id), state=JobState.QUEUED)
+        return self.jobs[job_id]
+
+    def log(self, job_id: str) -> str:
+        return f"log of {job_id}\n"
+
+    async def events(self, job_id: str, after: int = 0) -> AsyncIterator[JobEvent]:
+        for event in self.happened:
+            if event.id > after:
+                yield event
