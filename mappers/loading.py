@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -32,11 +32,11 @@ class LoadedModel:
 def load_model(
     location: str,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     device: str | torch.device = "cpu",
     trust_remote_code: bool = False,
 ) -> LoadedModel:
-    """Loads model and tokenizer; parameters do not require gradients.
+    """Loads model and tokenizer; parameters do not require gradients. ``dtype`` "auto" keeps the checkpoint's.
 
     Raises ModelLoadError where nothing usable is at ``location`` (a folder, or a hub id), and UnsupportedArchitecture
     before any weight is read where the configuration shows that the model cannot be served exactly.

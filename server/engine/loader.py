@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -70,11 +70,8 @@ def model_context(config: Any) -> int:
     return context
 
 
-def pick_dtype(wanted: str, device: str, config: Any) -> torch.dtype:
-    """The dtype named by ``wanted``; ``auto`` is float32 on a CPU and the checkpoint's own on a GPU."""
+def pick_dtype(wanted: str, device: str) -> torch.dtype | Literal["auto"]:
+    """The dtype named by ``wanted``; ``auto`` becomes float32 on a CPU and stays the checkpoint's own on a GPU."""
     if wanted != "auto":
         return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
-    if device == "cpu":
-        return torch.float32
-    own = getattr(config, "dtype", None)
-    return own if isinstance(own, torch.dtype) else torch.float32
+    return torch.float32 if device == "cpu" else "auto"

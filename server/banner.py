@@ -1,0 +1,40 @@
+"""What the operator sees once the server answers."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from server.settings import Settings
+from server.types import EngineLimits, ModelInfo
+
+
+def print_banner(console: Console, settings: Settings, model: ModelInfo, limits: EngineLimits, url: str) -> None:
+    """Model, limits, access and where to go next, on ``console``."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(style="dim", no_wrap=True)
+    grid.add_column(overflow="fold")
+    for name, value in _lines(settings, model, limits, url).items():
+        grid.add_row(name, value)
+    console.print(Panel(grid, title="Interlock", title_align="left", expand=False, border_style="cyan"))
+
+
+def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str) -> dict[str, str]:
+    return {
+        "model": f"{model.name} ({model.architecture}, {model.layers} layers of width {model.width})",
+        "runs on": f"{model.device}, {model.dtype}",
+        "places": f"{limits.max_batch} running, {limits.max_waiting} waiting, {limits.context} tokens each",
+        "safety switch": settings.switch or "none by default; requests may name one",
+        "references": ", ".join(settings.references) or "none",
+        "access": _access(settings),
+        "data": str(settings.data_dir),
+        "url": f"{url}/v1",
+        "try": f"curl {url}/v1/capabilities, or {url}/docs in a browser",
+    }
+
+
+def _access(settings: Settings) -> str:
+    if settings.api_key is not None:
+        return "with an API key"
+    return "open to everybody who reaches it" if settings.insecure_no_auth else "open, from this machine only"

@@ -1,0 +1,178 @@
+"""The composition root: every part is built here, in order, and taken down in the opposite order."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from secrets import token_hex
+
+import structlog
+import torch
+from alembic.util.exc import CommandError
+from prometheus_client import CollectorRegistry
+from rich.console import Console
+from sqlalchemy.exc import SQLAlchemyError
+from transformers.utils import logging as transformers_logging
+
+from mappers.loading import LoadedModel, load_model
+from server.api.app import create_app
+from server.api.services import Services
+from server.banner import print_banner
+from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, owned
+from server.engine.engine import Engine
+from server.engine.loader import EngineOptions, build_engine, pick_dtype
+from server.interventions.catalog import Catalog
+from server.jobs.attempt import Patience
+from server.jobs.directory import ModelDirectory
+from server.jobs.protocol import Execution
+from server.jobs.queue import JobQueue
+from server.jobs.service import JobService
+from server.jobs.supervisor import Supervisor, SupervisorConfig
+from server.listener import DrainingServer, bind, url_of
+from server.logs import configure_logging
+from server.metrics import Metrics
+from server.policy.keys import KeyRing
+from server.policy.policy import Policy
+from server.registry.artifacts import ArtifactStore
+from server.registry.database import Database
+from server.settings import ConfigurationError, Settings
+from server.types import InterventionSpec, ModelInfo
+
+_log = structlog.get_logger(__name__)
+
+
+def run(settings: Settings) -> None:
+    """Serves until SIGTERM or SIGINT, then lets running requests finish and returns.
+
+    Raises an InterlockError, before anything listens, where this model cannot be served with these settings.
+    """
+    configure_logging(settings.log_level)
+    transformers_logging.disable_progress_bar()
+    draining = threading.Event()
+    with (
+        owned(settings.data_dir),
+        closing(bind(settings.host, settings.port)) as listener,
+        running_services(settings, draining) as services,
+    ):
+        url = url_of(listener)
+
+        def started() -> None:
+            _log.info("listening", url=url, model=services.engine.info.name)
+            print_banner(Console(highlight=False), settings, services.engine.info, services.engine.limits, url)
+
+        def drain() -> None:
+            draining.set()
+            _log.info("draining", seconds=settings.drain_s)
+            jobs = threading.Thread(target=services.jobs.stop, name="stop-jobs")
+            jobs.start()
+            services.engine.drain(settings.drain_s)
+            jobs.join()
+
+        DrainingServer(create_app(services), started=started, drain=drain).run([listener])
+    _log.info("stopped")
+
+
+@contextmanager
+def running_services(settings: Settings, draining: threading.Event) -> Iterator[Services]:
+    """All parts of one server, started; stopped at the end of the block. ``draining`` makes it not ready.
+
+    Raises an InterlockError where one of them cannot work with these settings.
+    """
+    with ExitStack() as stack:
+        database = open_database(settings.data_dir / DATABASE_FILE)
+        stack.callback(database.close)
+        artifacts = ArtifactStore(settings.data_dir / ARTIFACTS_FOLDER, database, clock=time.time)
+        _log.info("artifacts_reconciled", **_counts(artifacts))
+        engine, services = _assemble(settings, database, artifacts, draining)
+        engine.start()
+        stack.callback(engine.stop)
+        services.jobs.start()
+        stack.callback(services.jobs.stop)
+        yield services
+
+
+def open_database(file: Path) -> Database:
+    """The SQLite database ``file`` at this version's schema; raises ConfigurationError where it cannot be used."""
+    database = Database(f"sqlite:///{file}")
+    try:
+        database.upgrade()
+    except (SQLAlchemyError, CommandError) as error:
+        database.close()
+        reason = str(error).splitlines()[0]
+        raise ConfigurationError(f"data_dir: {file} cannot be used by this version: {reason}") from error
+    return database
+
+
+def pick_device(wanted: str) -> str:
+    """``cuda`` or ``cpu``; raises ConfigurationError where a GPU is asked for and there is none."""
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ConfigurationError(
+            "device: torch sees no CUDA GPU here: use --device cpu, or check driver and torch build"
+        )
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def _assemble(
+    settings: Settings, database: Database, artifacts: ArtifactStore, draining: threading.Event
+) -> tuple[Engine, Services]:
+    loaded = _load(settings)
+    limits = EngineOptions(settings.max_batch, settings.max_waiting, settings.prefill_tokens, settings.max_context)
+    engine, codec = build_engine(loaded, limits, name=settings.model_name)
+    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength)
+    if settings.switch is not None:
+        catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch"))
+    services = Services(
+        engine=engine,
+        codec=codec,
+        catalog=catalog,
+        artifacts=artifacts,
+        jobs=_jobs(settings, database, artifacts, engine.info),
+        policy=Policy(default_switch=settings.switch, max_strength=settings.max_strength),
+        keys=KeyRing.first(settings.api_key.get_secret_value() if settings.api_key else None),
+        metrics=Metrics(CollectorRegistry(), engine.info.name),
+        not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
+    )
+    return engine, services
+
+
+def _load(settings: Settings) -> LoadedModel:
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    device = pick_device(settings.device)
+    try:
+        return load_model(
+            settings.model,
+            dtype=pick_dtype(settings.dtype, device),
+            device=device,
+            trust_remote_code=settings.trust_remote_code,
+        )
+    except torch.OutOfMemoryError as error:
+        raise ConfigurationError(f"model: {settings.model} does not fit on {device}: use --dtype bfloat16") from error
+
+
+def _jobs(settings: Settings, database: Database, artifacts: ArtifactStore, model: ModelInfo) -> JobService:
+    if model.name in settings.references:
+        raise ConfigurationError(f"references: {model.name} is the served model's name: choose another")
+    models = ModelDirectory(model, settings.model, settings.references)
+    queue = JobQueue(database, clock=time.time)
+    execution = Execution.model_validate(
+        {
+            "device": model.device,
+            "dtype": model.dtype,
+            "trust_remote_code": settings.trust_remote_code,
+            "threads": max(1, (settings.threads or os.cpu_count() or 1) // 2),
+        }
+    )
+    config = SupervisorConfig(execution=execution, patience=Patience(grace_s=settings.drain_s))
+    supervisor = Supervisor(queue, artifacts, models, settings.data_dir / JOBS_FOLDER, config)
+    return JobService(queue, supervisor, artifacts, models, new_id=lambda: token_hex(12))
+
+
+def _counts(artifacts: ArtifactStore) -> dict[str, int]:
+    found = artifacts.reconcile()
+    return {"removed": len(found.removed), "adopted": len(found.adopted), "rejected": len(found.rejected)}
