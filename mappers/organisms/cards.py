@@ -134,7 +134,8 @@ def _purpose(card: Card) -> str:
 
 
 def _row(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    # A bar ends a cell even inside a code span.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
 def _percent(share: float) -> str:
