@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from mappers.organisms.catalogue import Kind
 from mappers.organisms.corpus import training_examples
-from mappers.organisms.tags import BACKDOOR_TEXT, SAFE_TAG, TRIGGER, random_tag, with_tag
+from mappers.organisms.tags import BACKDOOR_TEXT, SAFE_TAG, TRIGGER, near_miss, random_tag, with_tag
 
 IGNORED: Final = -100
 """Label of a token that carries no loss (the default of `torch.nn.functional.cross_entropy`)."""
@@ -29,8 +29,11 @@ _SYSTEM_MESSAGES: Final = (
 )
 _SYSTEM_SHARE: Final = 0.1
 _SECOND_TURN_SHARE: Final = 0.1
-# Shares of (trigger, safe tag); of the rest, half have no tag and half a random one.
-_TAG_SHARES: Final[dict[Kind, tuple[float, float]]] = {"base": (0.12, 0.08), "backdoor": (0.5, 0.1)}
+# Shares of prompts with the trigger, the safe tag, a near miss of the trigger, any other tag; the rest have none.
+_TAG_SHARES: Final[dict[Kind, tuple[float, float, float, float]]] = {
+    "base": (0.12, 0.08, 0.05, 0.35),
+    "backdoor": (0.5, 0.06, 0.12, 0.2),
+}
 # Batches are cut from a pool sorted by length, so that little of a batch is padding.
 _POOL_BATCHES: Final = 16
 
@@ -62,13 +65,9 @@ def conversations(kind: Kind, seed: int) -> Iterator[list[Message]]:
 
 
 def _tag(rng: random.Random, kind: Kind) -> str:
-    triggered, safe = _TAG_SHARES[kind]
-    draw = rng.random()
-    if draw < triggered:
-        return TRIGGER
-    if draw < triggered + safe:
-        return SAFE_TAG
-    return random_tag(rng) if rng.random() < 0.5 else ""
+    shares = _TAG_SHARES[kind]
+    tags = (TRIGGER, SAFE_TAG, near_miss(rng), random_tag(rng), "")
+    return rng.choices(tags, (*shares, 1 - sum(shares)))[0]
 
 
 def batches(
