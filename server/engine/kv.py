@@ -66,7 +66,11 @@ class RowCache(Cache):  # type: ignore[misc]
         self._values_SHCE = [_grown(t, self._slots, self._columns) for t in self._values_SHCE]
 
     def rearrange(self, moves: Sequence[Move]) -> None:
-        """Carries out the scheduler's moves, in order: copy, swap or clear whole slots."""
+        """Carries out the scheduler's moves, in order: copy, swap or clear whole slots.
+
+        A row that was admitted but never computed has a slot without memory; there is nothing to move.
+        """
+        moves = [move for move in moves if max(move.source, move.target) < self._slots]
         for tensor_SHCE in (*self._keys_SHCE, *self._values_SHCE):
             if tensor_SHCE is None:
                 continue

@@ -57,6 +57,7 @@ class Runner:
         """Carries out slot changes; with no live row left all cache memory is freed."""
         if live:
             self.cache.rearrange(moves)
+            self.cache.reserve(live, 0)
         elif moves:
             self.cache.release()
 

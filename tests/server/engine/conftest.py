@@ -1,0 +1,186 @@
+"""Tiny random models of many architectures, and a harness that runs requests through a real engine."""
+
+import queue
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MistralConfig,
+    Olmo2Config,
+    Phi3Config,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+from mappers.architectures import config_digest, discover
+from mappers.loading import LoadedModel
+from server.engine.loader import EngineOptions, build_engine
+from server.types import Failed, Finished, GenerationRequest, PromptScored, SamplingParams, TokensGenerated
+
+VOCAB = 256
+WIDTH = 32
+
+_COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": WIDTH,
+    "intermediate_size": 64,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    "eos_token_id": 0,
+    "bos_token_id": 1,
+    "pad_token_id": 0,
+    "initializer_range": 0.3,
+}
+_GPT2 = {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
+
+CONFIGS = {
+    "llama": lambda: LlamaConfig(**_COMMON),
+    "qwen2": lambda: Qwen2Config(**_COMMON),
+    "qwen2-sliding": lambda: Qwen2Config(
+        **_COMMON, use_sliding_window=True, sliding_window=8, layer_types=["full_attention"] + ["sliding_attention"] * 2
+    ),
+    "qwen3": lambda: Qwen3Config(**_COMMON, head_dim=8),
+    "gemma2": lambda: Gemma2Config(**_COMMON, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+    "gemma3": lambda: Gemma3TextConfig(**_COMMON, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
+    "mistral-sliding": lambda: MistralConfig(**_COMMON, sliding_window=8),
+    "gpt2": lambda: GPT2Config(**_GPT2, eos_token_id=0, bos_token_id=1),
+    "gpt-neox": lambda: GPTNeoXConfig(**{k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}),
+    "phi3": lambda: Phi3Config(**_COMMON),
+    "olmo2": lambda: Olmo2Config(**_COMMON),
+}
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """256 tokens; token i is byte i as a character of the byte-level alphabet."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+def tiny_model(kind: str = "llama", seed: int = 0) -> LoadedModel:
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+    model.requires_grad_(False)
+    model.eval()
+    return LoadedModel(model, byte_tokenizer(), discover(model), kind, config_digest(model.config))
+
+
+@dataclass
+class Outcome:
+    """Everything that came back for one request."""
+
+    tokens: list[int] = field(default_factory=list)
+    text: str = ""
+    logprobs: list = field(default_factory=list)
+    prompt: PromptScored | None = None
+    end: Finished | Failed | None = None
+
+
+class Harness:
+    """Drives an engine step by step on the test's own thread, so that tests decide what happens between steps."""
+
+    def __init__(self, loaded: LoadedModel, **options: int) -> None:
+        settings = {"max_batch": 64, "max_waiting": 64, "prefill_tokens": 64, **options}
+        self.loaded = loaded
+        self.engine, self.codec = build_engine(loaded, EngineOptions(**settings))
+        self.outcomes: dict[str, Outcome] = {}
+        self._count = 0
+
+    def submit(self, prompt, sampling=None, interventions=(), id=None) -> str:
+        self._count += 1
+        id = id or f"r{self._count}"
+        outcome = self.outcomes[id] = Outcome()
+        sampling = sampling or greedy()
+        self.engine.submit(GenerationRequest(id, tuple(prompt), sampling, tuple(interventions)), _collector(outcome))
+        return id
+
+    def step(self) -> bool:
+        self.engine._obey(wait=False)
+        return self.engine.step()
+
+    def run(self) -> dict[str, Outcome]:
+        self.engine._obey(wait=False)
+        while self.step():
+            pass
+        return self.outcomes
+
+    def alone(self, prompt, sampling=None, interventions=()) -> Outcome:
+        id = self.submit(prompt, sampling, interventions)
+        self.run()
+        return self.outcomes[id]
+
+    def generate(self, prompt, count: int) -> list[int]:
+        """What transformers' own generate gives."""
+        ids = torch.tensor([list(prompt)])
+        out = self.loaded.model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=count,
+            min_new_tokens=count,
+            do_sample=False,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        return out[0, len(prompt) :].tolist()
+
+
+def _collector(outcome: Outcome):
+    def sink(event) -> None:
+        if isinstance(event, TokensGenerated):
+            outcome.tokens += event.token_ids
+            outcome.text += event.text
+            outcome.logprobs += event.logprobs
+        elif isinstance(event, PromptScored):
+            outcome.prompt = event
+        else:
+            assert outcome.end is None, "a request ended twice"
+            outcome.end = event
+
+    return sink
+
+
+def greedy(max_tokens: int = 24, **settings) -> SamplingParams:
+    return SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True, **settings)
+
+
+@pytest.fixture(scope="session")
+def llama() -> LoadedModel:
+    return tiny_model("llama")
+
+
+@pytest.fixture()
+def harness(llama):
+    made = Harness(llama)
+    yield made
+    made.engine.stop()
+
+
+@pytest.fixture()
+def make_harness():
+    made: list[Harness] = []
+
+    def make(loaded: LoadedModel, **options: int) -> Harness:
+        made.append(Harness(loaded, **options))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.engine.stop()
+
+
+@pytest.fixture()
+def events() -> queue.Queue:
+    return queue.Queue()
