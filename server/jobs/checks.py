@@ -9,6 +9,7 @@ from mappers.manifest import Manifest
 from server.errors import InvalidRequest
 from server.jobs.directory import ModelDirectory
 from server.jobs.specs import (
+    DATASET_ROLES,
     ExtractVector,
     ExtractVectorJob,
     JobSpec,
@@ -22,8 +23,6 @@ from server.jobs.specs import (
     TransferVectorJob,
 )
 from server.registry.artifacts import ArtifactRecord, ArtifactStore
-
-DATASET_ROLES = ("positive", "negative")
 
 
 class Checker:

@@ -24,9 +24,13 @@ LearningRate = Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=Fal
 Weight = Annotated[float, Field(strict=True, ge=0, le=1000, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(strict=True, ge=0, le=0.5, allow_inf_nan=False)]
 Hidden = Annotated[int, Field(strict=True, ge=1, le=65_536)]
+DATASET_ROLES = ("positive", "negative")
+"""The two datasets a vector is made from, as parameters and as roles of parents in its manifest."""
+
 MapperKind = Literal["autoencoder", "affine", "ridge"]
 
 _TRAINED_ONLY = frozenset({"loss", "steps", "learning_rate"})
+"""A closed form still reads the data in batches."""
 
 
 class _Frozen(BaseModel):
@@ -119,7 +123,10 @@ class TrainSwitch(_Fit):
 
 
 class TrainMapper(_Fit):
-    """Fits a mapper from ``source`` to the served model on the same texts, tokens paired by ``alignment``."""
+    """Fits a mapper from ``source`` to the served model on the same texts, tokens paired by ``alignment``.
+
+    ``batch_size`` counts pairs of tokens, not texts.
+    """
 
     source: ModelName
     source_site: SiteIn
@@ -127,6 +134,7 @@ class TrainMapper(_Fit):
     dataset: Reference
     mapper: MapperKind = "ridge"
     residual: bool = False
+    batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536, description="token pairs a step")] = 1024
     loss: LossWeights = LossWeights(mse=1.0)
     alignment: Literal["offsets", "last", "position"] = "offsets"
 

@@ -1,0 +1,36 @@
+"""Runs an order in the worker: from here on torch is loaded."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+
+from server.jobs.channel import Channel
+from server.jobs.context import JobContext
+from server.jobs.handlers.extract_vector import extract_vector
+from server.jobs.handlers.train_mapper import train_mapper
+from server.jobs.handlers.train_switch import train_switch
+from server.jobs.handlers.transfer_vector import transfer_vector
+from server.jobs.protocol import WorkOrder
+from server.jobs.specs import ExtractVectorJob, TrainMapperJob, TrainSwitchJob, TransferVectorJob
+
+
+def execute(order: WorkOrder, channel: Channel) -> None:
+    """Writes the artifact that was ordered into the attempt's staging folder.
+
+    Raises StopRequested when told to stop, and an InterlockError where the job cannot succeed.
+    """
+    torch.set_num_threads(order.execution.threads)
+    context = JobContext(order, channel)
+    match order.spec:
+        case TrainSwitchJob(parameters=parameters):
+            train_switch(context, parameters)
+        case TrainMapperJob(parameters=parameters):
+            train_mapper(context, parameters)
+        case ExtractVectorJob(parameters=parameters):
+            extract_vector(context, parameters)
+        case TransferVectorJob(parameters=parameters):
+            transfer_vector(context, parameters)
+        case _:
+            assert_never(order.spec)

@@ -1,0 +1,105 @@
+"""``train_switch``: a mapper at each site that makes the served model say what its base model says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import JsonValue
+
+from mappers.exchanges import Exchange, read_rows, require_twins
+from mappers.fit import Fit
+from mappers.loading import LoadedModel
+from mappers.manifest import Manifest
+from mappers.mapper_config import MapperConfig
+from mappers.modules import Mapper
+from mappers.sites import Site
+from mappers.tensors import save_switch
+from mappers.training import evaluate_switch, fit_switch_by_ridge
+from mappers.training import train_switch as train
+from server.jobs.context import JobContext, binding
+from server.jobs.handlers.answers import complete
+from server.jobs.handlers.fitting import split, training_config, training_facts
+from server.jobs.specs import TrainSwitch
+
+
+def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
+    """Stages the switch. Raises DataError for unfit data or models, TrainingError for a fit that fails."""
+    tuned, base = job.load(job.order.served), job.load(parameters.base)
+    require_twins(tuned, base)
+    entries = list(read_rows(tuned, job.rows(parameters.dataset), max_length=parameters.max_length))
+    exchanges = complete(job, base, entries, parameters)
+    training, validation = split(exchanges, parameters.validation_fraction, parameters.seed)
+    job.stage("measuring without the switch")
+    before = evaluate_switch({}, tuned, base, validation)
+    mappers, losses = _fit(job, parameters, tuned, base, training, validation)
+    job.stage("measuring with the switch")
+    after = evaluate_switch(mappers, tuned, base, validation)
+    effect = {f"{name}_off": value for name, value in before.items()}
+    effect |= {f"{name}_on": value for name, value in after.items()}
+    facts: dict[str, JsonValue] = {
+        "base": binding(parameters.base, base).model_dump(),
+        "losses": dict(losses),
+        "exchanges": len(training),
+        "validation_exchanges": len(validation),
+        "tokens": sum(len(exchange.ids) for exchange in training),
+    }
+    manifest = Manifest(
+        kind="switch",
+        name=job.order.spec.name,
+        created_at=job.order.created_at,
+        target=binding(job.order.served, tuned),
+        sites=tuple(map(str, sorted(mappers))),
+        mapper=next(iter(mappers.values())).config,
+        dtype="float32",
+        training=facts | training_facts(job, parameters),
+        effect=effect,
+        parents=(job.parent("dataset", parameters.dataset),),
+    )
+    save_switch(job.staging, mappers, manifest)
+
+
+def _fit(
+    job: JobContext,
+    parameters: TrainSwitch,
+    tuned: LoadedModel,
+    base: LoadedModel,
+    training: Sequence[Exchange],
+    validation: Sequence[Exchange],
+) -> tuple[dict[Site, Mapper], dict[str, float]]:
+    """The mappers and the last step's losses (none for a closed form)."""
+    sites = sorted(site.site() for site in parameters.sites)
+    if parameters.mapper == "ridge":
+        return _solve(job, parameters, tuned, base, training), {}
+    width = tuned.stack.width
+    shape = MapperConfig(
+        kind=parameters.mapper, d_source=width, d_target=width, residual=parameters.residual, hidden=parameters.hidden
+    )
+    fit = Fit.fresh(dict.fromkeys(sites, shape), training_config(parameters), device=job.device)
+    if (state := job.checkpoints.load("fit")) is not None:
+        fit.restore(state)
+    losses: dict[str, float] = {}
+    for report in train(fit, tuned, base, training, validation):
+        losses = dict(report.losses)
+        metrics = losses | {f"validation_{name}": value for name, value in report.validation.items()}
+        job.step("training", report.step, report.steps, metrics, "fit", fit.state)
+    return dict(fit.mappers), losses
+
+
+def _solve(
+    job: JobContext, parameters: TrainSwitch, tuned: LoadedModel, base: LoadedModel, training: Sequence[Exchange]
+) -> dict[Site, Mapper]:
+    sites = sorted(site.site() for site in parameters.sites)
+    job.stage("fitting", 0, len(sites))
+    mappers: dict[Site, Mapper] = {}
+    for site, mapper in fit_switch_by_ridge(
+        tuned,
+        base,
+        sites,
+        training,
+        ridge=parameters.ridge,
+        residual=parameters.residual,
+        batch_size=parameters.batch_size,
+    ):
+        mappers[site] = mapper
+        job.stage("fitting", len(mappers), len(sites))
+    return mappers
