@@ -41,6 +41,8 @@ def load_model(
     Raises ModelLoadError where nothing usable is at ``location`` (a folder, or a hub id), and UnsupportedArchitecture
     before any weight is read where the configuration shows that the model cannot be served exactly.
     """
+    if _looks_local(location) and not Path(location).expanduser().is_dir():
+        raise ModelLoadError(f"cannot load a model from '{location}': there is no folder of that name")
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
         if getattr(config, "auto_map", None) and not trust_remote_code:
@@ -68,6 +70,11 @@ def eos_token_ids(model: nn.Module) -> frozenset[int]:
         if ids is not None:
             return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
+
+
+def _looks_local(location: str) -> bool:
+    """A hub id is a name, or an owner and a name; everything else can only be meant as a path."""
+    return location.startswith(("/", "~", ".")) or location.count("/") > 1
 
 
 def _first_line(error: BaseException) -> str:

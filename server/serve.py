@@ -86,7 +86,7 @@ def running_services(settings: Settings, draining: threading.Event) -> Iterator[
         database = open_database(settings.data_dir / DATABASE_FILE)
         stack.callback(database.close)
         artifacts = ArtifactStore(settings.data_dir / ARTIFACTS_FOLDER, database, clock=time.time)
-        _log.info("artifacts_reconciled", **_counts(artifacts))
+        _reconcile(artifacts)
         engine, services = _assemble(settings, database, artifacts, draining)
         engine.start()
         stack.callback(engine.stop)
@@ -173,6 +173,7 @@ def _jobs(settings: Settings, database: Database, artifacts: ArtifactStore, mode
     return JobService(queue, supervisor, artifacts, models, new_id=lambda: token_hex(12))
 
 
-def _counts(artifacts: ArtifactStore) -> dict[str, int]:
+def _reconcile(artifacts: ArtifactStore) -> None:
     found = artifacts.reconcile()
-    return {"removed": len(found.removed), "adopted": len(found.adopted), "rejected": len(found.rejected)}
+    if found.removed or found.adopted or found.rejected:
+        _log.warning("artifacts_reconciled", removed=found.removed, adopted=found.adopted, rejected=found.rejected)
