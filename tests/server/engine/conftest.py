@@ -26,6 +26,9 @@ from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine
 from server.types import Failed, Finished, GenerationRequest, PromptScored, SamplingParams, TokensGenerated
 
+# Tiny models gain nothing from more threads, and lose much to a loaded machine.
+torch.set_num_threads(1)
+
 VOCAB = 256
 WIDTH = 32
 
