@@ -32,8 +32,8 @@ def test_a_job_is_what_was_submitted(queue, submit):
         "train_switch",
         "safe",
         "alice",
-        {"steps": 3},
-        {"d": "art_1"},
+        {"base": "base", "dataset": "d", "sites": [{"layer": 1}]},
+        {},
     )
     assert (job.state, job.attempt, job.started_at, job.progress, job.error) == (JobState.QUEUED, 0, None, None, None)
     with pytest.raises(NotFound):
