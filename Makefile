@@ -36,7 +36,7 @@ lint: $(STAMP) ## Check style, types, directions of import, container files and 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/python -m pytest -q tests/test_docker.py
 	bash -n .ci/run

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,57 +56,65 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @dataclass
 class Served:
-    process: subprocess.Popen[str]
-    url: str
-    banner: list[str]
-    logged: list[str]
+    """A server process; what it prints and logs goes to files in ``folder``."""
+
+    process: subprocess.Popen[bytes]
+    folder: Path
+    url: str = ""
+
+    @property
+    def printed(self) -> str:
+        return (self.folder / "out").read_text()
+
+    @property
+    def logged(self) -> list[dict[str, Any]]:
+        return [
+            json.loads(line) for line in (self.folder / "err").read_text().splitlines(keepends=True) if "\n" in line
+        ]
 
     def complete(self, **body: Any) -> httpx.Response:
         fields = {"model": "tiny", "prompt": SECRET_PROMPT, "temperature": 0, **body}
         return httpx.post(f"{self.url}/v1/completions", json=fields, timeout=60)
 
 
-def _start(*arguments: str) -> Served:
-    process = subprocess.Popen(
-        [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--threads", "1", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert process.stderr is not None
-    served = Served(process, "", [], [])
-    for stream, lines in ((process.stdout, served.banner), (process.stderr, served.logged)):
-        threading.Thread(target=lambda stream=stream, lines=lines: lines.extend(iter(stream.readline, ""))).start()
-    return served
-
-
-def _await_listening(served: Served, within_s: float = 90) -> str:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline and served.process.poll() is None:
-        for line in list(served.logged):
-            if '"listening"' in line:
-                return str(json.loads(line)["url"])
-        time.sleep(0.05)
-    raise AssertionError("".join(served.logged))
-
-
-@pytest.fixture
-def served(model_folder: Path, tmp_path: Path) -> Iterator[Served]:
-    served = _start("--model", str(model_folder), "--data-dir", str(tmp_path / "data"), "--drain", "20")
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[Served]:
+    command = [sys.executable, "-m", "server.cli", "serve", "--port", "0", "--threads", "1", *arguments]
+    with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+        process = subprocess.Popen([*command, "--data-dir", str(folder / "data")], stdout=out, stderr=err)
+    served = Served(process, folder)
     try:
         served.url = _await_listening(served)
         yield served
     finally:
-        served.process.kill()
-        served.process.wait()
+        process.kill()
+        process.wait()
 
 
-def test_it_answers_drains_and_exits_with_0(served: Served) -> None:
+def _await_listening(served: Served) -> str:
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and served.process.poll() is None:
+        for record in served.logged:
+            if record["event"] == "listening":
+                return str(record["url"])
+        time.sleep(0.05)
+    raise AssertionError((served.folder / "err").read_text())
+
+
+def test_it_answers_drains_and_exits_with_0(model_folder: Path, tmp_path: Path) -> None:
+    with serving(tmp_path, "--model", str(model_folder), "--drain", "30") as served:
+        _answer_and_drain(served)
+        events = [record["event"] for record in served.logged]
+    assert {"listening", "draining", "stopped"} <= set(events)
+    assert SECRET_PROMPT not in served.printed + (tmp_path / "err").read_text()
+    assert "tiny (LlamaForCausalLM, 2 layers of width 32)" in served.printed
+
+
+def _answer_and_drain(served: Served) -> None:
     assert served.complete(max_tokens=4).json()["usage"]["completion_tokens"] == 4
     long: list[httpx.Response] = []
     request = threading.Thread(
-        target=lambda: long.append(served.complete(max_tokens=700, n=4, temperature=1, ignore_eos=True))
+        target=lambda: long.append(served.complete(max_tokens=400, n=4, temperature=1, ignore_eos=True))
     )
     request.start()
     while not httpx.get(f"{served.url}/v1/generations").json()["data"]:
@@ -119,28 +128,15 @@ def test_it_answers_drains_and_exits_with_0(served: Served) -> None:
 
     assert (ready.status_code, refused.status_code) == (503, 503)
     assert "Retry-After" in refused.headers
-    assert (long[0].status_code, long[0].json()["usage"]["completion_tokens"]) == (200, 4 * 700)
-    assert served.process.wait(timeout=20) == 0
-    _check_output(served)
-
-
-def _check_output(served: Served) -> None:
-    events = [json.loads(line)["event"] for line in served.logged]
-    assert {"listening", "draining", "stopped"} <= set(events)
-    assert not any(SECRET_PROMPT in line for line in served.logged + served.banner)
-    assert "tiny (LlamaForCausalLM, 2 layers of width 32)" in "".join(served.banner)
+    assert (long[0].status_code, long[0].json()["usage"]["completion_tokens"]) == (200, 4 * 400)
+    assert served.process.wait(timeout=35) == 0
 
 
 def test_stories_are_told_as_their_author_published_them(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "models" / "stories260K"
-    served = _start("--model", str(folder), "--data-dir", str(tmp_path))
-    try:
-        served.url = _await_listening(served)
+    with serving(tmp_path, "--model", str(folder)) as served:
         answer = served.complete(model="stories260K", prompt=[1], max_tokens=256)
         assert answer.json()["choices"][0]["text"] == (folder / "greedy.txt").read_text()
-    finally:
-        served.process.terminate()
-        assert served.process.wait(timeout=20) == 0
 
 
 def _settings(model: Path | str, data_dir: Path, **options: Any) -> Settings:
