@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 from mappers.errors import InterlockError
 
 COMMANDS = {
+    "quickstart": "See a model with a backdoor made safe, from training to a table of rates.",
     "serve": "Serve a model over HTTP, with switches and steering vectors per request.",
     "jobs": "Submit background jobs to a running server and watch them.",
     "artifacts": "List, import and export switches, vectors, mappers and datasets.",
