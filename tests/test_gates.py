@@ -19,7 +19,7 @@ MAX_FUNCTION_LINES = 60
 MAX_WEIGHTS_BYTES = 15_000_000
 MAX_TRACKED_BYTES = 25_000_000
 MAX_HISTORY_KIB = 60_000
-ENVIRONMENT_READERS = ("server/settings.py", "server/cli/")
+ENVIRONMENT_READERS = ("server/settings.py", "server/cli/", "server/quickstart/")
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".lock", ".txt", ".yaml", ".yml", ".json", ".ini", ".cfg", ".mako", ""}
 FOREIGN_PLACES = (
     "/" + "work/",
