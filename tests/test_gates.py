@@ -87,7 +87,6 @@ def run_at_import(tree: ast.AST) -> Iterator[ast.AST]:
 
 ALL_SOURCES = source_files(*PACKAGES, "tests", "benchmarks")
 PACKAGE_SOURCES = source_files(*PACKAGES)
-PACKAGE_IDS = [relative(path) for path in PACKAGE_SOURCES]
 
 
 def tracked_files() -> list[Path]:
@@ -134,54 +133,67 @@ def test_forward_hooks_are_registered_in_one_file() -> None:
     assert users == ["mappers/hooks.py"]
 
 
-@pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=PACKAGE_IDS)
-def test_data_never_becomes_code(path: Path) -> None:
-    offenders = []
-    for node in ast.walk(parse(path)):
-        if isinstance(node, ast.Import):
-            offenders += [name.name for name in node.names if name.name.split(".")[0] in FORBIDDEN_MODULES]
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
-            offenders.append(node.module)
-        elif isinstance(node, ast.Call):
-            name = dotted(node.func)
-            keywords = {keyword.arg: keyword.value for keyword in node.keywords}
-            allows_pickle = keywords.get("allow_pickle")
-            if name in FORBIDDEN_CALLS:
-                offenders.append(name)
-            elif allows_pickle is not None and not (
-                isinstance(allows_pickle, ast.Constant) and allows_pickle.value is False
-            ):
-                offenders.append(f"{name}(allow_pickle=...)")
+def at(path: Path, node: ast.AST, what: str) -> str:
+    return f"{relative(path)}:{getattr(node, 'lineno', 0)} {what}"
+
+
+def data_as_code(node: ast.AST) -> Iterator[str]:
+    """What in this node could run code that data brings along."""
+    if isinstance(node, ast.Import):
+        yield from (name.name for name in node.names if name.name.split(".")[0] in FORBIDDEN_MODULES)
+    elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in FORBIDDEN_MODULES:
+        yield str(node.module)
+    elif isinstance(node, ast.Call):
+        if dotted(node.func) in FORBIDDEN_CALLS:
+            yield dotted(node.func)
+        for keyword in node.keywords:
+            refused = isinstance(keyword.value, ast.Constant) and keyword.value.value is False
+            if keyword.arg == "allow_pickle" and not refused:
+                yield "allow_pickle"
+
+
+def test_data_never_becomes_code() -> None:
+    offenders = [
+        at(path, node, what)
+        for path in PACKAGE_SOURCES
+        for node in ast.walk(parse(path))
+        for what in data_as_code(node)
+    ]
     assert offenders == []
 
 
-@pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=PACKAGE_IDS)
-def test_the_environment_is_read_at_the_edge_only(path: Path) -> None:
-    if relative(path).startswith(ENVIRONMENT_READERS):
-        pytest.skip("settings and commands are the edge")
-    reads = [
-        node.lineno
+def test_the_environment_is_read_at_the_edge_only() -> None:
+    offenders = [
+        at(path, node, dotted(node))
+        for path in PACKAGE_SOURCES
+        if not relative(path).startswith(ENVIRONMENT_READERS)
         for node in ast.walk(parse(path))
         if isinstance(node, ast.Attribute) and dotted(node) in {"os.environ", "os.getenv", "os.environb"}
     ]
-    assert reads == []
+    assert offenders == []
 
 
-@pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=PACKAGE_IDS)
-def test_importing_builds_nothing(path: Path) -> None:
-    if path.name == "__main__.py":
-        pytest.skip("runs by being imported")
-    nodes = list(run_at_import(parse(path)))
-    built = [dotted(node.func) for node in nodes if isinstance(node, ast.Call)]
-    assert [name for name in built if name.split(".")[-1] in BUILT_AT_IMPORT] == []
-    assert [
-        node.lineno for node in nodes if isinstance(node, ast.Attribute) and dotted(node).startswith("os.environ")
-    ] == []
+def test_importing_builds_nothing_and_reads_no_environment() -> None:
+    offenders = []
+    for path in PACKAGE_SOURCES:
+        if path.name == "__main__.py":
+            continue
+        for node in run_at_import(parse(path)):
+            built = isinstance(node, ast.Call) and dotted(node.func).split(".")[-1] in BUILT_AT_IMPORT
+            reads = isinstance(node, ast.Attribute) and dotted(node).startswith("os.environ")
+            if built or reads:
+                offenders.append(at(path, node, ast.unparse(node)))
+    assert offenders == []
 
 
-@pytest.mark.parametrize("path", PACKAGE_SOURCES, ids=PACKAGE_IDS)
-def test_nothing_is_global(path: Path) -> None:
-    assert [node.lineno for node in ast.walk(parse(path)) if isinstance(node, ast.Global)] == []
+def test_nothing_is_global() -> None:
+    offenders = [
+        at(path, node, "global")
+        for path in PACKAGE_SOURCES
+        for node in ast.walk(parse(path))
+        if isinstance(node, ast.Global)
+    ]
+    assert offenders == []
 
 
 def test_no_file_names_a_machine_or_a_registry() -> None:
