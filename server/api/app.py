@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
-
 from fastapi import APIRouter, FastAPI, Security
 from starlette.middleware import Middleware
 
@@ -22,15 +19,12 @@ The routes under *OpenAI* take what OpenAI's clients send, plus `safety_switch` 
 supported is refused with its name. Every answer says in `interlock` what was really done.
 """
 
-Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
-
-def create_app(services: Services, *, lifespan: Lifespan | None = None) -> FastAPI:
+def create_app(services: Services) -> FastAPI:
     """The application. Every route but the health probes asks for a key, where the server has keys."""
     app = FastAPI(
         title="Interlock",
         description=_DESCRIPTION,
-        lifespan=lifespan,
         middleware=[
             Middleware(RequestId, new_id=services.new_id),
             Middleware(SameOrigin, open_server=services.keys.open),

@@ -13,6 +13,7 @@ from server.api.openai.generation import check_model
 from server.api.schemas.answers import error_responses
 from server.api.schemas.completions import DetokenizeRequest, TokenizeRequest
 from server.api.services import InjectedServices
+from server.errors import InvalidRequest
 
 router = APIRouter(route_class=JsonRoute, dependencies=[needs("infer")], tags=["Tokens"])
 
@@ -56,6 +57,9 @@ def detokenize(body: DetokenizeRequest, services: InjectedServices) -> Detokeniz
     """The text that these ids stand for."""
     if body.model is not None:
         check_model(services, body.model)
-    # from_ids refuses ids outside the vocabulary, which a tokenizer may pass over.
-    ids = services.codec.from_ids(body.tokens).ids
-    return {"prompt": services.codec.decode(ids, skip_special_tokens=False)}
+    size = services.codec.vocab_size
+    for position, token in enumerate(body.tokens):
+        if token >= size:
+            message = f"token id {token} is not in the vocabulary, which has {size} tokens"
+            raise InvalidRequest(message, param=f"tokens[{position}]")
+    return {"prompt": services.codec.decode(body.tokens, skip_special_tokens=False)}

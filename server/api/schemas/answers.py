@@ -175,6 +175,21 @@ class ErrorOut(TypedDict):
     error: ErrorDetail
 
 
+_ERRORS = {
+    400: "A field is wrong: `param` names it",
+    401: "No API key, or one that is not known",
+    403: "The API key lacks a scope",
+    404: "No such thing, or it belongs to somebody else",
+    409: "The state does not allow it now",
+    413: "The body is too large",
+    429: "All places are taken: try again after `Retry-After` seconds",
+    500: "The generation failed",
+    503: "Starting, shutting down or out of memory: try again after `Retry-After` seconds",
+}
+
+
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of the errors a route may answer with."""
-    return {status: {"model": ErrorOut} for status in statuses}
+    """Documentation of the errors a route may answer with; all have one body."""
+    return {status: {"description": _ERRORS[status]} for status in statuses} | {
+        "default": {"model": ErrorOut, "description": "Every error"}
+    }

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self, cast
+from typing import Annotated, Any, Self, cast
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from server.api.schemas.bounds import (
     MAX_ROWS,
@@ -24,6 +24,23 @@ from server.api.schemas.unsupported import UnsupportedCompletionFields
 DEFAULT_MAX_TOKENS = 16
 
 
+def _kind_of_prompt(value: Any) -> str:
+    """Which form of prompt is meant, so that errors are about that form only."""
+    if not isinstance(value, list):
+        return "text"
+    first = value[0] if value else None
+    return "texts" if isinstance(first, str) else "id_lists" if isinstance(first, list) else "ids"
+
+
+Prompt = Annotated[
+    Annotated[Text, Tag("text")]
+    | Annotated[list[Text], Field(min_length=1, max_length=MAX_ROWS), Tag("texts")]
+    | Annotated[TokenIds, Tag("ids")]
+    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ROWS), Tag("id_lists")],
+    Discriminator(_kind_of_prompt),
+]
+
+
 class CompletionRequest(SamplingFields, InterventionFields, UnsupportedCompletionFields):
     """One prompt or several, each a text or token ids; ``choices[p * n + i]`` is choice i of prompt p."""
 
@@ -36,12 +53,7 @@ class CompletionRequest(SamplingFields, InterventionFields, UnsupportedCompletio
         }
     )
 
-    prompt: (
-        Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_ROWS)]
-        | TokenIds
-        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ROWS)]
-    )
+    prompt: Prompt
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, description="0 takes echo: score the prompt only")] | None = (
         None
     )

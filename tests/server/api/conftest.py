@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.testclient import TestClient
 
@@ -26,10 +28,20 @@ COMPLETION = {"model": "fake", "prompt": "Once", "max_tokens": 4}
 MakeServices = Callable[..., Services]
 
 
-@pytest.fixture
-def artifacts(tmp_path: Path) -> Iterator[ArtifactStore]:
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
+@pytest.fixture(scope="session")
+def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A database file with all tables, to be copied: making one takes longer than most tests."""
+    file = tmp_path_factory.mktemp("database") / "empty.sqlite3"
+    database = Database(f"sqlite:///{file}")
     database.upgrade()
+    database.close()
+    return file
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, empty_database: Path) -> Iterator[ArtifactStore]:
+    shutil.copyfile(empty_database, tmp_path / "test.sqlite3")
+    database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
     ticks = count(1)
     store = ArtifactStore(tmp_path / "artifacts", database, clock=lambda: float(next(ticks)))
     store.reconcile()
@@ -66,13 +78,33 @@ def make_services(engine: FakeEngine, artifacts: ArtifactStore) -> MakeServices:
     return make
 
 
+@pytest.fixture(scope="session")
+def one_app() -> list[FastAPI]:
+    """An application to be used again, because building one takes longer than most tests."""
+    return []
+
+
 @pytest.fixture
-def connect(make_services: MakeServices) -> Iterator[Callable[..., TestClient]]:
-    """``connect(**parts)``: a client of an application with these parts; ``raise_bugs=False`` to see status 500."""
+def build(make_services: MakeServices, one_app: list[FastAPI]) -> Callable[..., FastAPI]:
+    """``build(**parts)``: the application with these parts."""
+
+    def make(**parts: Any) -> FastAPI:
+        services = make_services(**parts)
+        if not one_app:
+            one_app.append(create_app(services))
+        one_app[0].state.services = services
+        return one_app[0]
+
+    return make
+
+
+@pytest.fixture
+def connect(build: Callable[..., FastAPI]) -> Iterator[Callable[..., TestClient]]:
+    """``connect(**parts)``: a client of the application; ``raise_bugs=False`` to see status 500."""
     opened: list[TestClient] = []
 
     def make(*, raise_bugs: bool = True, **parts: Any) -> TestClient:
-        client = TestClient(create_app(make_services(**parts)), raise_server_exceptions=raise_bugs)
+        client = TestClient(build(**parts), raise_server_exceptions=raise_bugs)
         opened.append(client)
         return client
 

@@ -27,6 +27,8 @@ from server.types import (
 
 WIDTH = 4
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+LIMITS = EngineLimits(max_batch=8, max_waiting=8, context=2048, prefill_tokens=64)
+INFO = ModelInfo("fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cpu", "0123456789abcdef" * 4)
 KNOWN = {"safe": "switch", "other": "switch", "refusal": "vector", "joy": "vector"}
 
 
@@ -109,10 +111,8 @@ class FakeEngine:
     hold: bool = False
     healthy: bool = True
     texts: str = ALPHABET
-    limits: EngineLimits = EngineLimits(max_batch=8, max_waiting=8, context=2048, prefill_tokens=64)
-    info: ModelInfo = ModelInfo(
-        "fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cpu", "0123456789abcdef" * 4
-    )
+    limits: EngineLimits = LIMITS
+    info: ModelInfo = INFO
     requests: dict[str, GenerationRequest] = field(default_factory=dict)
     sinks: dict[str, Callable[[Event], None]] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -143,7 +143,9 @@ class FakeEngine:
 
     def generations(self) -> list[GenerationInfo]:
         return [
-            GenerationInfo(r.id, r.owner, "decode", len(r.prompt_ids), 0, tuple((i.name, i.strength) for i in r.interventions))
+            GenerationInfo(
+                r.id, r.owner, "decode", len(r.prompt_ids), 0, tuple((i.name, i.strength) for i in r.interventions)
+            )
             for r in self.running.values()
         ]
 
@@ -158,7 +160,9 @@ def events_of(request: GenerationRequest, text: str = ALPHABET) -> list[Event]:
             written, reason = written[: written.index(stop)], "stop"
     events: list[Event] = []
     if sampling.prompt_logprobs is not None:
-        events.append(PromptScored(tuple(_logprob(token, sampling.prompt_logprobs) for token in request.prompt_ids[1:])))
+        events.append(
+            PromptScored(tuple(_logprob(token, sampling.prompt_logprobs) for token in request.prompt_ids[1:]))
+        )
     for character in written:
         logprobs = () if sampling.logprobs is None else (_logprob(ord(character), sampling.logprobs),)
         events.append(TokensGenerated(character, (ord(character),), logprobs))
@@ -167,7 +171,9 @@ def events_of(request: GenerationRequest, text: str = ALPHABET) -> list[Event]:
 
 
 def receipt_of(resolved: FakeResolved, prompt: int, generated: int) -> Receipt:
-    return Receipt(resolved.operation, resolved.name, "d" * 64, ("resid_post.1",), resolved.strength, prompt, generated, 0.1)
+    return Receipt(
+        resolved.operation, resolved.name, "d" * 64, ("resid_post.1",), resolved.strength, prompt, generated, 0.1
+    )
 
 
 def _logprob(token: int, count: int) -> TokenLogprob:

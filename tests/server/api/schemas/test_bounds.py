@@ -1,0 +1,93 @@
+"""No number, list or string without a bound in any request model: found through the published API description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter
+
+from server.api.schemas.chat import ChatRequest
+from server.api.schemas.completions import CompletionRequest, DetokenizeRequest, TokenizeRequest
+from server.api.schemas.interventions import GenerationPatch
+from server.jobs.specs import JobSpec
+
+MODELS = [ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, GenerationPatch, JobSpec]
+
+
+def unbounded(schema: dict[str, Any], path: str) -> Iterator[str]:
+    if {"enum", "const", "$ref"} & schema.keys():
+        return
+    match schema.get("type"):
+        case "integer" | "number":
+            if not (
+                {"maximum", "exclusiveMaximum"} & schema.keys() and {"minimum", "exclusiveMinimum"} & schema.keys()
+            ):
+                yield f"{path}: number"
+        case "string":
+            if "maxLength" not in schema:
+                yield f"{path}: string"
+        case "array":
+            if "maxItems" not in schema:
+                yield f"{path}: array"
+        case "object":
+            yield from unbounded_object(schema, path)
+        case "boolean" | "null":
+            pass
+        case None if not {"anyOf", "oneOf"} & schema.keys():
+            yield f"{path}: anything"
+    for key in ("anyOf", "oneOf", "prefixItems"):
+        for i, part in enumerate(schema.get(key, ())):
+            yield from unbounded(part, f"{path}/{key}{i}")
+    if isinstance(schema.get("items"), dict):
+        yield from unbounded(schema["items"], f"{path}[]")
+
+
+def unbounded_object(schema: dict[str, Any], path: str) -> Iterator[str]:
+    patterns = schema.get("patternProperties", {})
+    extra = schema.get("additionalProperties", not patterns)
+    if extra is True:
+        yield f"{path}: open object"
+    if isinstance(extra, dict):
+        yield from unbounded(extra, f"{path}.*")
+        yield from unbounded({"type": "string"} | schema.get("propertyNames", {}), f"{path} keys")
+    if (patterns or isinstance(extra, dict)) and "maxProperties" not in schema:
+        yield f"{path}: mapping"
+    for name, part in (patterns | schema.get("properties", {})).items():
+        yield from unbounded(part, f"{path}.{name}")
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: getattr(model, "__name__", "JobSpec"))
+def test_everything_in_a_request_is_bounded(model):
+    schema = TypeAdapter(model).json_schema()
+    parts = {"": schema} | schema.get("$defs", {})
+    assert [found for name, part in parts.items() for found in unbounded(part, name)] == []
+
+
+def test_every_request_body_of_the_api_is_walked(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    bodies = {
+        content["schema"]["$ref"].rpartition("/")[2]
+        for path in paths.values()
+        for operation in path.values()
+        for content in operation.get("requestBody", {}).get("content", {}).values()
+        if "$ref" in content["schema"]
+    }
+    assert bodies == {model.__name__ for model in MODELS[:-1]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [
+        ({"type": "integer", "maximum": 5}, ["x: number"]),
+        ({"type": "string"}, ["x: string"]),
+        ({"type": "array", "items": {"type": "string", "maxLength": 1}}, ["x: array"]),
+        ({"type": "object"}, ["x: open object"]),
+        ({"type": "object", "patternProperties": {"^a$": {"const": 1}}}, ["x: mapping"]),
+        ({}, ["x: anything"]),
+        ({"anyOf": [{"type": "null"}, {"type": "number"}]}, ["x/anyOf1: number"]),
+    ],
+)
+def test_the_walk_finds_what_is_unbounded(schema, found):
+    assert list(unbounded(schema, "x")) == found

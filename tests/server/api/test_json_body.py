@@ -1,0 +1,107 @@
+import json
+import math
+
+import pytest
+
+from server.api.json_body import MAX_DEPTH, parse
+from server.api.schemas.bounds import BODY_BYTES
+from server.errors import InvalidRequest
+from tests.server.api.conftest import COMPLETION
+
+JSON = {"Content-Type": "application/json"}
+VALID = json.dumps(COMPLETION)
+
+
+def nested(depth: int) -> bytes:
+    return b'{"a":' * depth + b"1" + b"}" * depth
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"nonsense",
+        b"[]",
+        b'"text"',
+        b"null",
+        b"5",
+        VALID.encode("utf-16"),
+        b"\xef\xbb\xbf" + VALID.encode(),
+        b"\xff\xfe{}",
+        VALID.replace('"Once"', '"\xff"').encode("latin-1"),
+        VALID.replace("4}", "NaN}").encode(),
+        VALID.replace("4}", "Infinity}").encode(),
+        VALID.replace("4}", "-Infinity}").encode(),
+        VALID.replace("4}", "1e400}").encode(),
+        VALID.replace("4}", "-1e400}").encode(),
+        VALID.replace("4}", "1" + "0" * 400 + "}").encode(),
+        VALID.replace("4}", "1" + "0" * 5000 + "}").encode(),
+        VALID.replace("4}", '4, "max_tokens": 5}').encode(),
+        VALID.replace("Once", "\\ud800").encode(),
+        VALID.replace("4}", '4, "\\udfff": 5}').encode(),
+        nested(MAX_DEPTH + 1),
+        nested(100_000),
+        b"[" * 100_000,
+        VALID.encode() + b"x",
+    ],
+)
+def test_hostile_json_is_refused_and_the_server_goes_on(client, body):
+    response = client.post("/v1/completions", content=body, headers=JSON)
+    assert response.status_code == 400
+    assert response.json()["error"]["type"] == "invalid_request_error"
+    assert client.post("/v1/completions", json=COMPLETION).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx"]
+)
+def test_only_json_is_read(client, kind):
+    headers = {} if kind is None else {"Content-Type": kind}
+    response = client.post("/v1/completions", content=VALID, headers=headers)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "Content-Type"
+
+
+def test_a_charset_may_be_named(client):
+    response = client.post(
+        "/v1/completions", content=VALID, headers={"Content-Type": "application/json; charset=utf-8"}
+    )
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(("excess", "status"), [(0, 400), (1, 413)])
+def test_the_body_is_bounded_where_its_length_is_announced(client, excess, status):
+    body = json.dumps(COMPLETION | {"user": ""})
+    body = body.replace('"user": ""', '"user": "' + "x" * (BODY_BYTES - len(body) + excess) + '"')
+    assert len(body) == BODY_BYTES + excess
+    assert client.post("/v1/completions", content=body, headers=JSON).status_code == status
+
+
+def test_the_body_is_counted_where_its_length_is_not_announced(client):
+    def chunks():
+        yield b'{"prompt": "'
+        for _ in range(BODY_BYTES // 65536 + 1):
+            yield b"x" * 65536
+
+    response = client.post("/v1/completions", content=chunks(), headers=JSON)
+    assert response.status_code == 413
+    assert response.json()["error"]["code"] == "payload_too_large"
+
+
+def test_parse_keeps_what_is_allowed():
+    assert parse('{"a": [1, 2.5, "ü", "\\ud83d\\ude00", null, true]}'.encode()) == {
+        "a": [1, 2.5, "ü", "😀", None, True]
+    }
+    assert parse(nested(MAX_DEPTH))["a"] is not None
+
+
+def test_depth_counts_empty_containers():
+    parse(b"[" * MAX_DEPTH + b"]" * MAX_DEPTH)
+    with pytest.raises(InvalidRequest, match="nested deeper"):
+        parse(b"[" * (MAX_DEPTH + 1) + b"]" * (MAX_DEPTH + 1))
+
+
+def test_small_numbers_are_finite():
+    assert parse(b"1e-400") == 0
+    assert math.isclose(parse(b"1.5e300"), 1.5e300)
