@@ -1,0 +1,1 @@
+"""Speed against peers on the same weights, in the same run: ratios, because machines are shared and noisy."""
