@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from server.policy.policy import Policy
+from server.registry.imports import import_dataset
+from tests.server.api.conftest import bearer, ring
+from tests.server.api.fakes import WIDTH
+
+ROWS = b'{"text":"a"}\n{"prompt":"b","completion":null}\n'
+
+
+def vector_file(width: int = WIDTH) -> bytes:
+    return save({"direction.1": np.arange(width, dtype=np.float32)})
+
+
+def upload(client, name: str = "data", body: bytes = ROWS, **options):
+    return client.post(f"/v1/artifacts?name={name}", content=body, **options)
+
+
+def staged(artifacts) -> list:
+    return list(artifacts.new_staging().parent.iterdir())[:-1]
+
+
+def test_a_dataset_goes_in_and_comes_out_as_it_was(client):
+    made = upload(client)
+    assert made.status_code == 201
+    record = made.json()
+    assert (record["object"], record["name"], record["kind"], record["size"]) == (
+        "artifact",
+        "data",
+        "dataset",
+        len(ROWS),
+    )
+    assert record["manifest"]["created_at"].startswith("2023-11-14T22:13:20")
+    assert client.get("/v1/artifacts/data").json() == client.get(f"/v1/artifacts/{record['id']}").json() == record
+    download = client.get("/v1/artifacts/data/download")
+    assert [json.loads(line) for line in download.text.splitlines()] == [json.loads(line) for line in ROWS.splitlines()]
+    assert download.headers["content-disposition"] == 'attachment; filename="data.jsonl"'
+
+
+def test_a_vector_is_bound_to_the_served_model_and_round_trips(client):
+    made = upload(client, "joy", vector_file()).json()
+    assert (made["kind"], made["sites"]) == ("vector", ["resid_post.1"])
+    assert made["manifest"]["target"]["model"] == "fake"
+    file = client.get("/v1/artifacts/joy/download").content
+    assert client.delete("/v1/artifacts/joy").status_code == 204
+    again = upload(client, "joy2", file).json()
+    assert (again["id"], again["name"]) == (made["id"], "joy2")
+
+
+def test_the_list_can_be_of_one_kind_and_has_no_manifests(client):
+    upload(client)
+    upload(client, "joy", vector_file())
+    listed = client.get("/v1/artifacts").json()
+    assert listed["object"] == "list"
+    assert [(one["name"], "manifest" in one) for one in listed["data"]] == [("joy", False), ("data", False)]
+    assert [one["name"] for one in client.get("/v1/artifacts?kind=vector").json()["data"]] == ["joy"]
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"nonsense", b"\x80\x04pickle", vector_file(WIDTH + 1), vector_file()[:-4], b'{"text": 5}\n', b"GGUF"]
+)
+def test_a_bad_file_leaves_nothing_behind(client, artifacts, body):
+    response = upload(client, body=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"]
+    assert client.get("/v1/artifacts").json()["data"] == []
+    assert staged(artifacts) == []
+
+
+def test_uploads_are_counted_as_they_arrive(connect, artifacts):
+    client = connect(upload_bytes=100)
+
+    def chunks():
+        for _ in range(11):
+            yield b"0123456789"
+
+    assert upload(client, body=b"x" * 101).status_code == 413
+    assert client.post("/v1/artifacts?name=data", content=chunks()).status_code == 413
+    assert upload(client).status_code == 201
+    assert staged(artifacts) == []
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "x" * 97, "a b", "%00"])
+def test_a_bad_name_is_refused(client, name):
+    response = upload(client, name)
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "name"
+
+
+def test_the_name_is_needed(client):
+    response = client.post("/v1/artifacts", content=ROWS)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "name")
+
+
+@pytest.mark.parametrize(("method", "suffix"), [("GET", ""), ("GET", "/download"), ("DELETE", "")])
+@pytest.mark.parametrize(("name", "status"), [("nothing", 404), ("%2e%2e%2fetc", 404), ("..%5cetc", 400), (".x", 400)])
+def test_what_is_not_there_is_not_found(client, method, suffix, name, status):
+    response = client.request(method, f"/v1/artifacts/{name}{suffix}")
+    assert response.status_code == status
+    assert "root:" not in response.text
+
+
+def test_an_unknown_kind_is_refused(client):
+    response = client.get("/v1/artifacts?kind=probe")
+    assert (response.status_code, response.json()["error"]["param"]) == (400, "kind")
+
+
+def test_a_deleted_artifact_leaves_the_device(connect, make_services):
+    services = make_services()
+    client = connect(catalog=services.catalog)
+    made = upload(client).json()
+    assert client.delete("/v1/artifacts/data").status_code == 204
+    assert services.catalog.forgotten == [made["id"]]
+    assert client.get("/v1/artifacts/data").status_code == 404
+
+
+def test_the_default_switch_can_be_neither_replaced_nor_deleted_without_the_scope(connect):
+    keys = ring(trainer={"infer", "train"}, chief={"infer", "train", "unswitch", "admin"})
+    client = connect(policy=Policy(default_switch="safe"), keys=keys)
+    assert upload(client, "safe", headers=bearer("trainer")).status_code == 403
+    made = upload(client, "safe", headers=bearer("chief")).json()
+    connect(policy=Policy(default_switch="safe"), keys=ring(chief={"infer", "train", "admin"}))
+    assert client.delete(f"/v1/artifacts/{made['id']}", headers=bearer("chief")).status_code == 403
+
+
+def test_what_belongs_to_nobody_is_deleted_by_admins_only(connect, artifacts):
+    client = connect(keys=ring(trainer={"infer", "train"}, chief={"infer", "train", "admin"}))
+    folder = artifacts.new_staging()
+    source = folder.parent / "rows"
+    source.write_bytes(ROWS)
+    import_dataset(source, folder, name="shared", created_at="2026-01-01T00:00:00+00:00")
+    artifacts.register(folder, name="shared", owner=None)
+    assert client.get("/v1/artifacts/shared", headers=bearer("trainer")).status_code == 200
+    assert client.delete("/v1/artifacts/shared", headers=bearer("trainer")).status_code == 403
+    assert client.delete("/v1/artifacts/shared", headers=bearer("chief")).status_code == 204
