@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from mappers.manifest import NAME_PATTERN
 from mappers.sites import Site
@@ -45,9 +54,14 @@ class _Parameters(_Frozen):
         """Parameters that mean nothing beside the others."""
         return frozenset()
 
+    @model_serializer(mode="wrap")
+    def _effective(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what has no effect, so that what was written reads back as the same job."""
+        return {name: value for name, value in handler(self).items() if name not in self.without_effect}
+
     def stored(self) -> dict[str, Any]:
-        """As JSON, defaults filled in, without those that have no effect: reads back as the same job."""
-        return self.model_dump(mode="json", exclude=set(self.without_effect))
+        """As JSON, defaults filled in, without parameters that have no effect: reads back as the same job."""
+        return self.model_dump(mode="json")
 
 
 class SiteIn(_Frozen):
