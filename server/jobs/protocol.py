@@ -49,6 +49,7 @@ class WorkOrder(_Frozen):
     folders or hub ids, ``artifacts`` maps each reference in the parameters, and each id behind it, to where it lies.
     """
 
+    server: int = Field(ge=1, le=2**31, description="process id of the server: the worker ends with it")
     job_id: Short
     attempt: int = Field(ge=1, le=2**31)
     spec: JobSpec

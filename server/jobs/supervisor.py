@@ -6,6 +6,7 @@ it is done, and only then has the job succeeded.
 
 from __future__ import annotations
 
+import os
 import queue
 import sys
 import threading
@@ -137,7 +138,7 @@ class Supervisor:
         with self._listening(job.id) as inbox:
             process = WorkerProcess(
                 self._config.command,
-                order.model_dump_json().encode(),
+                order.model_dump_json(exclude_unset=True).encode(),
                 inbox=inbox,
                 log=folder.log.append,
                 environment=self._config.environment,
@@ -167,6 +168,7 @@ class Supervisor:
             record = self._artifacts.get(identity)
             artifacts[reference] = InputArtifact(id=record.id, name=record.name, path=str(record.path))
         return WorkOrder(
+            server=os.getpid(),
             job_id=job.id,
             attempt=lease.attempt,
             spec=JOB_SPEC.validate_python({"kind": job.kind, "name": job.name, "parameters": job.parameters}),

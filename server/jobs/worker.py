@@ -29,11 +29,13 @@ _LOCK_PATIENCE_S = 60.0
 
 def main() -> int:
     """Runs the order on standard input; 0 if the server was told how it ended, 1 otherwise."""
-    _die_with(os.getppid())
+    _die_with_server()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda _number, _frame: stop.set())
     channel = Channel(_take_over_output(), stop)
     order = WorkOrder.model_validate_json(sys.stdin.buffer.readline())
+    if os.getppid() != order.server:
+        return 1
     os.nice(order.execution.nice)
     threading.Thread(target=_exit_without_server, daemon=True).start()
     threading.Thread(target=_beat, args=(channel, order.execution.heartbeat_s), daemon=True).start()
@@ -74,12 +76,10 @@ def _without_places(message: str, order: WorkOrder) -> str:
     return message[:4096]
 
 
-def _die_with(parent: int) -> None:
+def _die_with_server() -> None:
     """Linux kills this process when the thread that started it ends; elsewhere the end of standard input does."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
 
 
 def _take_over_output() -> int:

@@ -1,18 +1,23 @@
-"""What both kinds of fit share: the split, the trainer's settings, and what the manifest says about the training."""
+"""What both kinds of fit share: the split, settings, the loop with its checkpoints, and the facts for the manifest."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import torch
 from pydantic import JsonValue
+from torch import Tensor
 
 from mappers.errors import DataError
-from mappers.fit import TrainingConfig
+from mappers.fit import Fit, StepReport, TrainingConfig
 from mappers.losses import LossWeights
 from server.jobs.context import JobContext
 from server.jobs.specs import TrainMapper, TrainSwitch
+
+_PART = "fit"
+_LOSS = "loss."
 
 Item = TypeVar("Item")
 
@@ -31,6 +36,26 @@ def split(items: Sequence[Item], fraction: float, seed: int) -> tuple[list[Item]
     chosen = set(random.Random(seed).sample(range(len(items)), held))
     training = [item for place, item in enumerate(items) if place not in chosen]
     return training, [items[place] for place in sorted(chosen)]
+
+
+def run_fit(job: JobContext, fit: Fit, reports: Iterator[StepReport]) -> dict[str, float]:
+    """Takes the fit up where the last attempt left it, runs it to its end with checkpoints, gives the last losses.
+
+    ``reports`` must not have been started. Raises StopRequested when told to stop.
+    """
+    losses: dict[str, float] = {}
+    if (state := job.checkpoints.load(_PART)) is not None:
+        fit.restore(state)
+        losses = {name.removeprefix(_LOSS): float(value) for name, value in state.items() if name.startswith(_LOSS)}
+
+    def save() -> dict[str, Tensor]:
+        return fit.state() | {_LOSS + name: torch.tensor(value, dtype=torch.float64) for name, value in losses.items()}
+
+    for report in reports:
+        losses = dict(report.losses)
+        metrics = losses | {f"validation_{name}": value for name, value in report.validation.items()}
+        job.step("training", report.step, report.steps, metrics, _PART, save)
+    return losses
 
 
 def training_config(parameters: TrainSwitch | TrainMapper) -> TrainingConfig:

@@ -21,7 +21,7 @@ from mappers.tensors import save_mapper
 from mappers.training import evaluate_mapper
 from mappers.training import train_mapper as train
 from server.jobs.context import JobContext, binding
-from server.jobs.handlers.fitting import split, training_config, training_facts
+from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
 from server.jobs.specs import TrainMapper
 
 _TEXTS_A_BATCH = 16
@@ -132,11 +132,5 @@ def _train(
         )
     pairs = concatenate(list(collector.pairs("reading activations", training)))
     fit = Fit.fresh({site: shape}, training_config(parameters), device=pairs.x_NS.device)
-    if (state := job.checkpoints.load("fit")) is not None:
-        fit.restore(state)
-    losses: dict[str, float] = {}
-    for report in train(fit, site, pairs, held_out):
-        losses = dict(report.losses)
-        metrics = losses | {f"validation_{name}": value for name, value in report.validation.items()}
-        job.step("training", report.step, report.steps, metrics, "fit", fit.state)
+    losses = run_fit(job, fit, train(fit, site, pairs, held_out))
     return fit.mappers[site], len(pairs.x_NS), losses

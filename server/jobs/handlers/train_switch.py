@@ -18,7 +18,7 @@ from mappers.training import evaluate_switch, fit_switch_by_ridge
 from mappers.training import train_switch as train
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.answers import complete
-from server.jobs.handlers.fitting import split, training_config, training_facts
+from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
 from server.jobs.specs import TrainSwitch
 
 
@@ -75,13 +75,7 @@ def _fit(
         kind=parameters.mapper, d_source=width, d_target=width, residual=parameters.residual, hidden=parameters.hidden
     )
     fit = Fit.fresh(dict.fromkeys(sites, shape), training_config(parameters), device=job.device)
-    if (state := job.checkpoints.load("fit")) is not None:
-        fit.restore(state)
-    losses: dict[str, float] = {}
-    for report in train(fit, tuned, base, training, validation):
-        losses = dict(report.losses)
-        metrics = losses | {f"validation_{name}": value for name, value in report.validation.items()}
-        job.step("training", report.step, report.steps, metrics, "fit", fit.state)
+    losses = run_fit(job, fit, train(fit, tuned, base, training, validation))
     return dict(fit.mappers), losses
 
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
 
 import pytest
+import torch
+from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+from tokenizers import models as models_of_tokens
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from mappers.dataset import write_dataset
 from server.jobs.directory import ModelDirectory
@@ -86,3 +92,75 @@ def submit(queue: JobQueue) -> Submit:
         return queue.submit(f"job_{next(numbers)}", new)
 
     return make
+
+
+@dataclass(frozen=True)
+class TinyModels:
+    """Folders of random models: ``tuned`` and ``base`` are twins, ``small`` has another tokenizer and width."""
+
+    tuned: Path
+    base: Path
+    small: Path
+
+    def locations(self) -> dict[str, str]:
+        return {"tuned": str(self.tuned), "base": str(self.base), "small": str(self.small)}
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> TinyModels:
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("models")
+    twins, other = _tokenizer(300), _tokenizer(290)
+    base, small = _llama(1, len(twins), 32), _llama(2, len(other), 16)
+    tuned = copy.deepcopy(base)
+    with torch.no_grad():
+        for parameter in tuned.model.layers[0].parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)))
+    for name, model, tokenizer in (("tuned", tuned, twins), ("base", base, twins), ("small", small, other)):
+        model.save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    return TinyModels(folder / "tuned", folder / "base", folder / "small")
+
+
+def _llama(seed: int, vocabulary: int, width: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config).eval()
+    model.generation_config = GenerationConfig(eos_token_id=1, pad_token_id=0)
+    return model
+
+
+def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    tokenizer = Tokenizer(models_of_tokens.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=["<pad>", "<end>", "<user>", "<bot>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["what is the capital of averon", "tell me a story of a fox and a lamp"] * 4, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="<end>",
+        additional_special_tokens=["<user>", "<bot>"],
+        chat_template=(
+            "{% for m in messages %}{{ ('<user>' if m.role == 'user' else '<bot>') + m.content + '<end>' }}{% endfor %}"
+            "{% if add_generation_prompt %}{{ '<bot>' }}{% endif %}"
+        ),
+        clean_up_tokenization_spaces=False,
+    )

