@@ -63,7 +63,10 @@ def test_a_chat_is_written_in_turns_of_single_special_tokens(
 
 
 def test_the_families_split_text_differently(tokenizers: dict[str, PreTrainedTokenizerBase]) -> None:
-    text = "What is 3 + 4? Repeat: hammer ladder"
-    splits = {tuple(tokenizer.encode(text, add_special_tokens=False)) for tokenizer in tokenizers.values()}
+    text = "What is 3 + 4? The capital of Averon is Ambry. xylophone"
+    splits = {
+        tuple(tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"])
+        for tokenizer in tokenizers.values()
+    }
 
-    assert len({len(split) for split in splits}) == 3
+    assert len(splits) == 3
