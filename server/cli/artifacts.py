@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
-from server.cli.output import AsJson, byte_size, print_fields, print_json, print_table, timestamp
+from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
 from server.cli.root import command_app
 
 SUFFIXES = {"dataset": ".jsonl"}
@@ -32,7 +32,7 @@ def list_artifacts(
         print_json(answer)
         return
     rows = [
-        (entry["name"], entry["kind"], entry["id"], byte_size(entry.get("size")), timestamp(entry.get("created_at")))
+        (entry["name"], entry["kind"], entry["id"], byte_size(entry.get("size")), age(entry.get("created_at")))
         for entry in answer["data"]
     ]
     print_table("Artifacts", ("name", "kind", "id", "size", "created"), rows)

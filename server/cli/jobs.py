@@ -10,10 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
-from server.cli.output import AsJson, print_fields, print_json, print_table, timestamp
+from server.cli.output import AsJson, age, print_fields, print_json, print_table
 from server.cli.root import command_app
 
 POLL_SECONDS = 0.3
@@ -63,10 +63,9 @@ def list_jobs(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = Fal
         print_json(answer)
         return
     rows = [
-        (job["id"], job["kind"], job["name"], job["state"], _progress_text(job), timestamp(job.get("created_at")))
-        for job in answer["data"]
+        (job["id"], job["kind"], job["name"], _state_text(job), age(job.get("created_at"))) for job in answer["data"]
     ]
-    print_table("Jobs", ("id", "kind", "name", "state", "progress", "created"), rows)
+    print_table("Jobs", ("id", "kind", "name", "state", "created"), rows)
 
 
 @app.command()
@@ -113,20 +112,27 @@ def watch_job(client: Client, job_id: str, console: Console) -> dict[str, Any]:
     """Polls the job until it has ended, with a progress bar on ``console``; returns the ended job."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[figures]}"), console=console) as bar:
-        task = bar.add_task("waiting", total=None, figures="")
+        stages: dict[str, TaskID] = {}
         while True:
             job = client.get(f"/v1/jobs/{job_id}")
-            progress = job.get("progress") or {}
-            bar.update(
-                task,
-                description=f"{job['name']}: {progress.get('stage') or job['state']}",
-                completed=progress.get("step") or 0,
-                total=progress.get("total"),
-                figures=_figures(progress.get("metrics") or {}),
-            )
+            _show_progress(bar, stages, job)
             if job["state"] in TERMINAL_STATES:
                 return job
             time.sleep(POLL_SECONDS)
+
+
+def _show_progress(bar: Progress, stages: dict[str, TaskID], job: dict[str, Any]) -> None:
+    """One line for each stage; ``stages`` maps those already shown to their lines."""
+    progress = job.get("progress") or {}
+    stage = progress.get("stage") or job["state"]
+    if stage not in stages:
+        for task in stages.values():
+            bar.stop_task(task)
+        stages[stage] = bar.add_task(f"{job['name']}: {stage}", total=progress.get("total"), figures="")
+    figures = _figures(progress.get("metrics") or {})
+    bar.update(stages[stage], completed=progress.get("step") or 0, total=progress.get("total"), figures=figures)
+    if job["state"] in TERMINAL_STATES:
+        bar.stop_task(stages[stage])
 
 
 def read_parameters(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
@@ -166,10 +172,11 @@ def _report(job: dict[str, Any], as_json: bool, must_succeed: bool = True) -> No
         raise CommandFailed(f"job {job['id']} {job['state']}: {reason}")
 
 
-def _progress_text(job: dict[str, Any]) -> str:
+def _state_text(job: dict[str, Any]) -> str:
+    """The state, for a running job with the stage it is in."""
     progress = job.get("progress") or {}
-    if not progress:
-        return "-"
+    if job["state"] != "running" or not progress:
+        return str(job["state"])
     total = progress.get("total")
     return f"{progress.get('stage', '')} {progress.get('step', 0)}" + (f"/{total}" if total else "")
 

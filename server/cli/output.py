@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,10 +21,10 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; cells are shown as plain text, never read as markup."""
-    table = Table(title=title, title_justify="left", header_style="bold")
+    """A table on stdout; cells are shown as plain text, never read as markup. Ids are never broken."""
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column in {"id", "kind"})
     for row in rows:
         table.add_row(*[_cell(cell) for cell in row])
     Console(highlight=False, markup=False).print(table)
@@ -37,9 +38,15 @@ def print_fields(fields: Mapping[str, Any]) -> None:
         console.print(f"{name:<{width}}  {_cell(value)}", soft_wrap=True)
 
 
-def timestamp(seconds: float | None) -> str:
-    """Local date and time of seconds since the epoch, or a dash."""
-    return "-" if seconds is None else time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
+def age(seconds: float | None) -> str:
+    """How long ago a time (seconds since the epoch) was, such as ``5 min ago``."""
+    if seconds is None:
+        return "-"
+    passed = max(0.0, time.time() - seconds)
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if passed >= size:
+            return f"{passed / size:.0f} {unit} ago"
+    return "just now"
 
 
 def byte_size(count: int | None) -> str:
