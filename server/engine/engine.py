@@ -5,10 +5,11 @@ Other threads only queue commands. Every end of a row (finish, cancel, error) pa
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from queue import Empty, SimpleQueue
 
 import structlog
@@ -39,6 +40,7 @@ from server.types import (
 
 _log = structlog.get_logger(__name__)
 _IDLE_POLL_S = 0.5
+_SHUTDOWN_WAIT_S = 5.0
 
 Sink = Callable[[Event], None]
 
@@ -62,7 +64,8 @@ class Engine:
         self._scheduler = Scheduler(limits.max_batch, limits.prefill_tokens)
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._rows: dict[str, Row] = {}
-        self._lock = threading.Lock()
+        # Re-entrant: a sink, which is called under it, may cancel.
+        self._lock = threading.RLock()
         self._accepting = True
         self._stopping = threading.Event()
         self._sampling: SamplingPlan | None = None
@@ -98,13 +101,14 @@ class Engine:
                     f"all {self.limits.max_batch} running and {self.limits.max_waiting} waiting places are taken"
                 )
             self._rows[request.id] = row
-        self._commands.put(lambda: self._admit(row))
+            self._commands.put(lambda: self._admit(row))
 
     def cancel(self, generation_id: str) -> None:
         """Stops a generation at the next step; no event follows. Unknown ids are ignored."""
-        row = self._rows.get(generation_id)
-        if row is not None:
-            self._commands.put(lambda: self._release(row))
+        with self._lock:
+            row = self._rows.pop(generation_id, None)
+            if row is not None:
+                self._commands.put(lambda: self._release(row))
 
     def update(self, generation_id: str, update: InterventionUpdate) -> None:
         """Changes the interventions of a running generation from its next token on; raises NotFound."""
@@ -136,12 +140,15 @@ class Engine:
         deadline = time.monotonic() + timeout_s
         while self._rows and time.monotonic() < deadline:
             time.sleep(0.02)
-        for row in list(self._rows.values()):
-            self._commands.put(lambda row=row: self._fail(row, "shutdown", "the server is shutting down"))  # type: ignore[misc]
+        told = threading.Event()
+        self._commands.put(lambda: self._fail_all("shutdown", "the server is shutting down"))
+        self._commands.put(told.set)
+        if self._thread.is_alive():
+            told.wait(_SHUTDOWN_WAIT_S)
 
     def stop(self) -> None:
-        """Ends the thread after the commands already queued and takes the hooks off the model."""
-        self._accepting = False
+        """Ends the thread and takes the hooks off the model; generations that still run fail with shutdown."""
+        self.drain(timeout_s=0)
         self._commands.put(self._stopping.set)
         if self._thread.is_alive():
             self._thread.join()
@@ -168,8 +175,13 @@ class Engine:
     def _loop(self) -> None:
         busy = False
         while not self._stopping.is_set():
-            self._obey(wait=not busy)
-            busy = self.step()
+            try:
+                self._obey(wait=not busy)
+                busy = self.step()
+            except Exception as error:  # noqa: BLE001 - without this thread nobody would ever be answered again
+                _log.error("engine_failed", error=repr(error))
+                self._fail_all("engine_failed", "the engine failed; the same request may succeed now")
+                busy = True
 
     def _obey(self, wait: bool) -> None:
         try:
@@ -181,11 +193,13 @@ class Engine:
             return
 
     def _admit(self, row: Row) -> None:
+        if row.released:
+            return
         row.interventions = [ActiveIntervention.begin(r, self._runner.meters) for r in row.request.interventions]
         self._scheduler.submit(row)
 
     def _change(self, row: Row, update: InterventionUpdate) -> None:
-        if row.request.id not in self._rows:
+        if row.released:
             return
         switch = [a for a in row.interventions if a.resolved.operation == "switch"]
         steering = [a for a in row.interventions if a.resolved.operation != "switch"]
@@ -222,9 +236,10 @@ class Engine:
         for row, reason in result.failed.items():
             self._fail(row, "intervention_failed", f"{reason}; no text was generated without it")
         for row, token, logprob in zip(result.ready, tokens, logprobs, strict=True):
-            if row.request.id not in self._rows:
+            if row.released:
                 continue
-            if token < 0:
+            # A prompt may be spoilt at one position alone, where its last block was steered.
+            if token < 0 or any(math.isnan(scored.logprob) for scored in row.prompt_logprobs):
                 self._fail(row, "non_finite", "the model's output is not finite; lower the strength of the steering")
                 continue
             if row.generated == 0 and row.request.sampling.prompt_logprobs is not None:
@@ -253,22 +268,25 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         counts = (row.prompt_len, row.generated)
-        interventions = [*row.interventions, *row.ended]
-        row.interventions, row.ended = [], []
-        receipts = tuple(active.end(self._runner.meters) for active in interventions)
+        receipts = tuple(active.end(self._runner.meters) for active in row.take_interventions())
         self._emit(row, Finished(reason, *counts, receipts))
         self._release(row)
 
     def _fail(self, row: Row, code: ErrorCode, message: str) -> None:
-        if row.request.id in self._rows:
-            self._emit(row, Failed(code, message))
-            self._release(row)
+        self._emit(row, Failed(code, message))
+        self._release(row)
+
+    def _fail_all(self, code: ErrorCode, message: str) -> None:
+        with self._lock:
+            rows = list(self._rows.values())
+        for row in rows:
+            self._fail(row, code, message)
 
     def _abandon(self, batch: Batch, error: Exception) -> None:
         _log.error("forward_failed", phase=batch.phase, rows=len(batch.rows), error=repr(error))
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        if out_of_memory:
-            self._scheduler.max_batch = max(1, len(batch.rows) // 2)
+        if out_of_memory and self._scheduler.live > 1:
+            self._scheduler.max_batch = self._scheduler.live // 2
         for row in batch.rows:
             if out_of_memory:
                 self._fail(row, "out_of_memory", "the device ran out of memory; try again with fewer tokens")
@@ -277,24 +295,33 @@ class Engine:
 
     def _release(self, row: Row) -> None:
         """The one place where a row gives everything back; a second call does nothing."""
+        if row.released:
+            return
+        row.released = True
         with self._lock:
-            if self._rows.pop(row.request.id, None) is None:
-                return
+            if self._rows.get(row.request.id) is row:
+                del self._rows[row.request.id]
         self._scheduler.release(row)
-        for active in (*row.interventions, *row.ended):
+        for active in row.take_interventions():
             active.end(self._runner.meters)
         self._sampling = None
 
     def _emit(self, row: Row, event: Event) -> None:
-        try:
-            row.sink(event)
-        except RuntimeError:
-            # The receiver's event loop is closed: nobody is left to read this.
-            self._release(row)
+        with self._lock:
+            if self._rows.get(row.request.id) is not row:
+                return
+            try:
+                row.sink(event)
+                return
+            except Exception as error:  # noqa: BLE001 - a receiver that raises (its loop is closed) ends its own row only
+                _log.warning("receiver_failed", id=row.request.id, error=repr(error))
+        self._release(row)
 
     def _check(self, request: GenerationRequest) -> None:
         if not request.prompt_ids:
             raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
+        self._check_ids(request.prompt_ids, "prompt")
+        self._check_ids(request.sampling.logit_bias, "logit_bias")
         needed = len(request.prompt_ids) + request.sampling.max_tokens
         if needed > self.limits.context:
             raise ContextLengthExceeded(
@@ -302,3 +329,8 @@ class Engine:
                 f"but the context holds {self.limits.context}: shorten the prompt or lower max_tokens",
                 param="max_tokens",
             )
+
+    def _check_ids(self, ids: Collection[int], field: str) -> None:
+        """An id without an embedding would raise inside the forward, and end every row of its batch."""
+        if ids and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
+            raise InvalidRequest(f"token ids must be in [0, {self.info.vocab_size}) for this model", param=field)

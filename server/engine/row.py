@@ -30,9 +30,16 @@ class Row:
     ended: list[ActiveIntervention] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     revision: int = 0
+    released: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+
+    def take_interventions(self) -> list[ActiveIntervention]:
+        """Everything applied so far, running and ended, for the caller to close; the row keeps nothing of it."""
+        taken = [*self.interventions, *self.ended]
+        self.interventions, self.ended = [], []
+        return taken
 
     @property
     def prompt_len(self) -> int:

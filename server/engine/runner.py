@@ -17,10 +17,11 @@ from server.engine.hooks import PlanHooks
 from server.engine.kv import KvWindow, RowCache
 from server.engine.masks import AttentionMasks
 from server.engine.row import Row
-from server.engine.sampling import token_logprob
+from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch, Move
 from server.interventions.meter import MeterBank
 from server.interventions.plan import BatchPlan, PlanRow
+from server.interventions.positions import active_offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,6 @@ class Runner:
         """Carries out slot changes; with no live row left all cache memory is freed."""
         if live:
             self.cache.rearrange(moves)
-            self.cache.reserve(live, 0)
         elif moves:
             self.cache.release()
 
@@ -108,8 +108,8 @@ class Runner:
             for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True))
         ]
         key: tuple[object, ...] = ()
-        if batch.phase == "decode" and all(_is_steady(row) for row in batch.rows):
-            key = tuple((row.request.id, row.revision) for row in batch.rows)
+        if batch.phase == "decode":
+            key = tuple((row, row.revision, _touches(row)) for row in batch.rows)
             if key == self._plan_key:
                 return self._plan
         self._plan_key, self._plan = key, BatchPlan.build(rows, width, self.device)
@@ -142,18 +142,16 @@ class Runner:
         )
 
     def _score_prompt(self, row: Row, logits_QV: Tensor, count: int) -> None:
-        logprobs_QV = logits_QV[:count].float().log_softmax(-1)
-        last = min(row.computed + count, row.prompt_len - 1)
-        for offset in range(last - row.computed):
-            token = row.tokens[row.computed + offset + 1]
-            top = row.request.sampling.prompt_logprobs or 0
-            row.prompt_logprobs.append(token_logprob(logprobs_QV[offset], token, top))
+        scored = row.tokens[row.computed + 1 : min(row.computed + count + 1, row.prompt_len)]
+        logprobs_KV = logits_QV[: len(scored)].float().log_softmax(-1)
+        row.prompt_logprobs += token_logprobs(logprobs_KV, scored, row.request.sampling.prompt_logprobs or 0)
 
 
 def _scores_prompt(row: Row) -> bool:
     return row.request.sampling.prompt_logprobs is not None and row.prompt_left > 0
 
 
-def _is_steady(row: Row) -> bool:
-    """Whether what is applied to generated tokens does not depend on their position."""
-    return all(active.resolved.apply.generation.kind in ("all", "none") for active in row.interventions)
+def _touches(row: Row) -> tuple[bool, ...]:
+    """Which of its interventions act on the one token that the row computes next."""
+    spans = (active.resolved.apply for active in row.interventions)
+    return tuple(bool(active_offsets(apply, row.computed, 1, row.prompt_len)) for apply in spans)
