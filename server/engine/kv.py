@@ -16,6 +16,7 @@ from transformers.cache_utils import Cache
 
 from server.engine.scheduler import Move
 
+_SLOT_STEP = 4
 _COLUMN_STEP = 64
 
 
@@ -59,11 +60,12 @@ class RowCache(Cache):  # type: ignore[misc]
         """Makes room for ``slots`` rows of ``columns`` positions; what is there stays."""
         if slots <= self._slots and columns <= self._columns:
             return
-        self._slots = max(self._slots, slots)
-        if columns > self._columns:
-            self._columns = max(columns + _COLUMN_STEP - columns % _COLUMN_STEP, self._columns * 5 // 4)
-        self._keys_SHCE = [_grown(t, self._slots, self._columns) for t in self._keys_SHCE]
-        self._values_SHCE = [_grown(t, self._slots, self._columns) for t in self._values_SHCE]
+        slots, columns = _stepped(slots, self._slots, _SLOT_STEP), _stepped(columns, self._columns, _COLUMN_STEP)
+        for held in (self._keys_SHCE, self._values_SHCE):
+            for layer, tensor in enumerate(held):
+                held[layer] = _grown(tensor, slots, columns)
+        # Last: should memory run out on the way, the sizes that hold for every layer are still the old ones.
+        self._slots, self._columns = slots, columns
 
     def rearrange(self, moves: Sequence[Move]) -> None:
         """Carries out the scheduler's moves, in order: copy, swap or clear whole slots.
@@ -122,10 +124,17 @@ def _empty_like(states_BHQE: Tensor, slots: int, columns: int) -> Tensor:
     return states_BHQE.new_zeros(slots, heads, columns, size)
 
 
+def _stepped(needed: int, held: int, step: int) -> int:
+    """A size for ``needed``, with room so that growing one by one does not copy everything each time."""
+    return held if needed <= held else max(-(-needed // step) * step, held * 5 // 4)
+
+
 def _grown(held_SHCE: Tensor | None, slots: int, columns: int) -> Tensor | None:
     if held_SHCE is None:
         return None
     old_slots, heads, old_columns, size = held_SHCE.shape
-    grown_SHCE = held_SHCE.new_zeros(slots, heads, columns, size)
+    if slots <= old_slots and columns <= old_columns:
+        return held_SHCE
+    grown_SHCE = held_SHCE.new_zeros(max(slots, old_slots), heads, max(columns, old_columns), size)
     grown_SHCE[:old_slots, :, :old_columns] = held_SHCE
     return grown_SHCE
