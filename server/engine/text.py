@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from jinja2 import TemplateError
@@ -13,6 +14,7 @@ from server.errors import InvalidRequest
 
 _CONTEXT_TOKENS = 6
 _UNFINISHED = "\ufffd"
+_LONGEST_CHARACTER = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,13 +27,13 @@ class EncodedPrompt:
 
     def positions_of(self, substring: str) -> tuple[int, ...]:
         """Positions of all tokens that overlap an occurrence of ``substring``; empty where it does not occur."""
-        found: set[int] = set()
-        start = self.text.find(substring)
-        while start >= 0 and substring:
-            end = start + len(substring)
-            found |= {i for i, (a, b) in enumerate(self.spans) if a < end and b > start}
+        covered = bytearray(len(self.text))
+        start = self.text.find(substring) if substring else -1
+        while start >= 0:
+            covered[start : start + len(substring)] = b"\1" * len(substring)
             start = self.text.find(substring, start + 1)
-        return tuple(sorted(found))
+        covered_before = list(accumulate(covered, initial=0))
+        return tuple(i for i, (a, b) in enumerate(self.spans) if covered_before[b] > covered_before[a])
 
 
 class TextCodec:
@@ -120,7 +122,7 @@ class RowText:
 
     def __init__(self, codec: TextCodec, prompt_ids: Sequence[int], stop: Sequence[str]) -> None:
         self._codec = codec
-        self._ids = list(prompt_ids[-_CONTEXT_TOKENS:])
+        self._ids = _whole_characters(codec, prompt_ids)
         self._read = len(self._ids)
         self._context = codec.decode(self._ids)
         self._stop = tuple(stop)
@@ -149,12 +151,23 @@ class RowText:
 
     def _release(self, fresh: str) -> str:
         text = self._held + fresh
-        if hits := [text.find(stop) for stop in self._stop if stop in text]:
+        if hits := [(text.find(stop) + len(stop), text.find(stop)) for stop in self._stop if stop in text]:
             self.stopped = True
-            return text[: min(hits)]
+            # The one that is complete first, however the text was cut into tokens.
+            return text[: min(hits)[1]]
         keep = max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
+
+
+def _whole_characters(codec: TextCodec, prompt_ids: Sequence[int]) -> list[int]:
+    """The last tokens of a prompt, begun where no character is cut: what follows would be misread with it."""
+    ids: list[int] = []
+    for count in range(_CONTEXT_TOKENS, _CONTEXT_TOKENS + _LONGEST_CHARACTER):
+        ids = list(prompt_ids[-count:])
+        if not codec.decode(ids).startswith(_UNFINISHED):
+            break
+    return ids
 
 
 def _overlap(text: str, stop: str) -> int:
