@@ -38,7 +38,11 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
     vocab = int(config.get_text_config(decoder=True).vocab_size)
     codec = TextCodec(loaded.tokenizer, vocab)
     runner = Runner(loaded.model, loaded.stack, context)
-    check_exact(loaded.model, runner, codec, vocab)
+    try:
+        check_exact(loaded.model, runner, codec, vocab)
+    except BaseException:
+        runner.close()
+        raise
     parameter = next(loaded.model.parameters())
     info = ModelInfo(
         name=name or loaded.name,
