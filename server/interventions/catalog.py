@@ -84,6 +84,10 @@ class Catalog:
         else:
             name, artifact = spec.source, self._load(spec, spec.source)
             artifact, sites = _at_sites(artifact, spec, self._model.layers)
+        if not sites:
+            raise InvalidRequest(
+                "name at least one site: without one nothing would be done", param=f"{spec.param}.sites"
+            )
         return ResolvedIntervention(
             operation=spec.operation,
             name=name,
@@ -208,5 +212,10 @@ def _check_direction(v_D: object, operation: Operation, field: str) -> None:
     assert isinstance(v_D, Tensor)
     if not bool(torch.isfinite(v_D).all()):
         raise InvalidRequest("the vector holds NaN or infinity; send finite values", param=field)
-    if operation != "add" and not bool(v_D.any()):
-        raise InvalidRequest(f"the vector is zero, and '{operation}' needs a direction", param=field)
+    # What divides by the squared length is exact only where that is an ordinary number: 1/inf would do nothing.
+    squared = float(v_D.square().sum())
+    if operation != "add" and not torch.finfo(torch.float32).tiny <= squared < math.inf:
+        raise InvalidRequest(
+            f"the vector's length must be between 1e-18 and 1e19, and '{operation}' uses its direction: scale it",
+            param=field,
+        )

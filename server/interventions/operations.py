@@ -28,10 +28,11 @@ def clamp(h_KD: Tensor, v_KD: Tensor, strength_K: Tensor, low_K: Tensor, high_K:
 
     ``strength`` is the share of the way: 1 reaches the interval, 0 changes nothing. A projection inside is left alone.
     """
-    unit_KD = v_KD / v_KD.norm(dim=-1, keepdim=True)
+    unit_KD: Tensor = v_KD / v_KD.norm(dim=-1, keepdim=True)
     projection_K = (h_KD * unit_KD).sum(-1)
     target_K = torch.minimum(torch.maximum(projection_K, low_K), high_K)
-    return h_KD + (strength_K * (target_K - projection_K))[:, None] * unit_KD
+    clamped_KD: Tensor = h_KD + (strength_K * (target_K - projection_K))[:, None] * unit_KD
+    return clamped_KD
 
 
 def switch(h_KD: Tensor, mapper: Callable[[Tensor], Tensor], strength_K: Tensor) -> Tensor:
