@@ -117,9 +117,6 @@ def watch_job(client: Client, job_id: str, console: Console) -> dict[str, Any]:
             job = client.get(f"/v1/jobs/{job_id}")
             _show_progress(bar, stages, job)
             if job["state"] in TERMINAL_STATES:
-                steps = max(progress.get("total") or 0, 1)
-                ended = {"completed": steps, "total": steps} if job["state"] == "succeeded" else {}
-                bar.update(task, description=f"{job['name']}: {job['state']}", **ended)
                 return job
             time.sleep(POLL_SECONDS)
 
