@@ -110,29 +110,32 @@ def log(job_id: JobId, url: Url = DEFAULT_URL, api_key: Key = None) -> None:
 
 def watch_job(client: Client, job_id: str, console: Console) -> dict[str, Any]:
     """Polls the job until it has ended, with a progress bar on ``console``; returns the ended job."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (TextColumn("  {task.description}"), BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[figures]}"), console=console) as bar:
         stages: dict[str, TaskID] = {}
-        while True:
-            job = client.get(f"/v1/jobs/{job_id}")
+        job = client.get(f"/v1/jobs/{job_id}")
+        bar.console.print(f"{job['kind']} {job['name']} ({job_id})", markup=False, highlight=False)
+        while job["state"] not in TERMINAL_STATES:
             _show_progress(bar, stages, job)
-            if job["state"] in TERMINAL_STATES:
-                return job
             time.sleep(POLL_SECONDS)
+            job = client.get(f"/v1/jobs/{job_id}")
+        _show_progress(bar, stages, job)
+        return job
 
 
 def _show_progress(bar: Progress, stages: dict[str, TaskID], job: dict[str, Any]) -> None:
-    """One line for each stage; ``stages`` maps those already shown to their lines."""
+    """One line for each stage; ``stages`` maps those already shown to their lines. Earlier stages are shown as full."""
     progress = job.get("progress") or {}
     stage = progress.get("stage") or job["state"]
     if stage not in stages:
-        for task in stages.values():
-            bar.stop_task(task)
-        stages[stage] = bar.add_task(f"{job['name']}: {stage}", total=progress.get("total"), figures="")
+        stages[stage] = bar.add_task(stage, total=progress.get("total"), figures="")
     figures = _figures(progress.get("metrics") or {})
     bar.update(stages[stage], completed=progress.get("step") or 0, total=progress.get("total"), figures=figures)
-    if job["state"] in TERMINAL_STATES:
-        bar.stop_task(stages[stage])
+    done = list(stages.values())[: None if job["state"] == "succeeded" else -1]
+    for task in bar.tasks:
+        if task.id in done and not task.finished:
+            total = task.total or task.completed or 1
+            bar.update(task.id, total=total, completed=total)
 
 
 def read_parameters(file: Path | None, settings: Sequence[str]) -> dict[str, Any]:
@@ -182,4 +185,4 @@ def _state_text(job: dict[str, Any]) -> str:
 
 
 def _figures(metrics: dict[str, float]) -> str:
-    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:3])
+    return "  ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:2])
