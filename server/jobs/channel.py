@@ -10,7 +10,7 @@ from math import isfinite
 
 from server.jobs.protocol import Message, Progress
 
-_INTERVAL_S = 0.1
+_INTERVAL_S = 0.15
 
 
 class StopRequested(Exception):
@@ -50,7 +50,7 @@ class Channel:
     def progress(
         self, stage: str, step: int = 0, total: int | None = None, metrics: Mapping[str, float] | None = None
     ) -> None:
-        """Reports progress: the first and last step of a stage always, others at most ten times a second."""
+        """Reports progress: the first and last step of a stage always, others a few times a second."""
         now = time.monotonic()
         if stage == self._stage and step != total and now - self._reported_at < _INTERVAL_S:
             return

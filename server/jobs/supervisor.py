@@ -132,7 +132,7 @@ class Supervisor:
 
     def _converse(self, lease: Lease, job: Job) -> Outcome:
         """Starts the worker and listens to it; raises InterlockError where an input of the job is gone."""
-        order = self._order(lease, job)
+        order = self.order(lease, job)
         folder = self._folder(job.id)
         folder.prepare(lease.attempt)
         with self._listening(job.id) as inbox:
@@ -161,7 +161,8 @@ class Supervisor:
             with self._change:
                 del self._running[job_id]
 
-    def _order(self, lease: Lease, job: Job) -> WorkOrder:
+    def order(self, lease: Lease, job: Job) -> WorkOrder:
+        """What a worker of that attempt is told; raises NotFound where an input of the job is gone."""
         folder = self._folder(job.id)
         artifacts = {}
         for reference, identity in job.inputs.items():

@@ -40,10 +40,11 @@ def main() -> int:
     threading.Thread(target=_exit_without_server, daemon=True).start()
     threading.Thread(target=_beat, args=(channel, order.execution.heartbeat_s), daemon=True).start()
     with _only_worker(JobFolder(Path(order.folder)).lock):
-        return _work(order, channel)
+        return work(order, channel)
 
 
-def _work(order: WorkOrder, channel: Channel) -> int:
+def work(order: WorkOrder, channel: Channel) -> int:
+    """Carries out the order and says how it ended; returns the exit status."""
     try:
         # torch takes seconds to import: by now the worker already dies with the server and shows signs of life
         from server.jobs.execution import execute

@@ -138,15 +138,16 @@ def test_events_are_numbered_and_can_be_replayed_from_any_point(queue, submit):
 
 
 def test_old_progress_is_dropped_and_states_stay(queue, submit, monkeypatch):
-    monkeypatch.setattr("server.jobs.records._PROGRESS_KEPT", 50)
+    monkeypatch.setattr("server.jobs.records._PROGRESS_KEPT", 20)
+    monkeypatch.setattr("server.jobs.records._PRUNE_EVERY", 10)
     job_id = submit().id
     lease, _ = queue.claim()
-    for step in range(200):
+    for step in range(60):
         queue.report(lease, JobProgress("fit", step))
     events, _ = queue.events(job_id, 0)
     assert states(queue, job_id) == ["queued", "running"]
-    assert 50 <= len(events) <= 160
-    assert events[-1].data["step"] == 199
+    assert 20 <= len(events) <= 32
+    assert events[-1].data["step"] == 59
 
 
 def test_every_job_is_claimed_exactly_once_by_many_threads(queue, submit):

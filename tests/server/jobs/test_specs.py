@@ -1,0 +1,119 @@
+"""What a client may ask of a job, at and beyond each limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from server.jobs import specs
+from server.jobs.specs import JOB_SPEC
+
+SWITCH = {"base": "base", "dataset": "d", "sites": [{"layer": 2}]}
+MAPPER = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
+VECTOR = {"positive": "a", "negative": "b", "sites": [{"layer": 2}]}
+TRANSFER = {"vector": "v", "mapper": "m"}
+MINIMAL = {"train_switch": SWITCH, "train_mapper": MAPPER, "extract_vector": VECTOR, "transfer_vector": TRANSFER}
+
+
+def read(kind: str, **changes: Any) -> Any:
+    parameters = {**MINIMAL[kind], **changes}
+    return JOB_SPEC.validate_python({"kind": kind, "name": "x", "parameters": parameters}).parameters
+
+
+def test_defaults_are_the_recipe_that_works():
+    switch = read("train_switch")
+    assert (switch.mapper, switch.residual, switch.steps) == ("autoencoder", True, 300)
+    assert (switch.loss.kl, switch.loss.mse) == (1.0, 0.1)
+    assert read("train_switch", loss={"kl": 1.0}).loss.mse == 0.0
+    assert (read("train_mapper").mapper, read("train_mapper").alignment) == ("ridge", "offsets")
+    assert read("transfer_vector").rule == "pairs"
+
+
+@pytest.mark.parametrize("kind", MINIMAL)
+def test_what_is_stored_reads_back_as_the_same(kind):
+    parameters = read(kind)
+    assert read(kind, **parameters.stored()).stored() == parameters.stored()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("train_switch", {"mapper": "ridge", "steps": 10}),
+        ("train_switch", {"mapper": "ridge", "loss": {"mse": 1.0}}),
+        ("train_switch", {"mapper": "affine", "hidden": 8}),
+        ("train_switch", {"ridge": 0.1}),
+        ("train_mapper", {"hidden": 8}),
+        ("train_mapper", {"mapper": "affine", "loss": {"kl": 1.0}}),
+    ],
+)
+def test_parameters_without_effect_are_refused(kind, changes):
+    with pytest.raises(ValidationError):
+        read(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("steps", [1, 1_000_000], [0, -1, 1_000_001, 2**63, 10**400, 1.5, "3", True, None, float("nan")]),
+        ("batch_size", [1, 1024], [0, -1, 1025, 2**63, "3"]),
+        ("max_length", [2, 131_072], [1, 0, -1, 131_073, 2**63]),
+        ("max_new_tokens", [1, 4096], [0, -1, 4097]),
+        ("hidden", [1, 65_536], [0, -1, 65_537]),
+        ("seed", [0, 2**31 - 1], [-1, 2**31, 2**63]),
+        ("learning_rate", [1e-9, 1.0], [0, -1, 1.1, float("nan"), float("inf"), "0.1"]),
+        ("validation_fraction", [0.0, 0.5], [-0.1, 0.51, float("nan")]),
+        ("loss", [{"kl": 1000.0}], [{"kl": 0, "mse": 0}, {"kl": -1}, {"kl": 1001}, {"l1": 1}, {"mse": float("inf")}]),
+        ("sites", [[{"layer": 0}], [{"layer": 1023}]], [[], [{"layer": -1}], [{"layer": 1024}], [{"layer": 1}] * 2]),
+        ("dataset", ["d", "a" * 96], ["", "a" * 97, 3, None]),
+        ("base", ["b", "a" * 200], ["", "a" * 201, None]),
+        ("mapper", ["affine"], ["mlp", "", None]),
+        ("unknown", [], [1]),
+    ],
+)
+def test_limits(field, good, bad):
+    for value in good:
+        assert read("train_switch", **{field: value}) is not None
+    for value in bad:
+        with pytest.raises(ValidationError):
+            read("train_switch", **{field: value})
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", "a" * 97, "a\n", ".a"])
+def test_bad_names_of_jobs_are_refused(name):
+    with pytest.raises(ValidationError):
+        JOB_SPEC.validate_python({"kind": "train_switch", "name": name, "parameters": SWITCH})
+
+
+def test_every_number_list_and_string_is_bounded():
+    """Walks the JSON schema of every request model: nothing without an upper bound."""
+    schema = JOB_SPEC.json_schema()
+    unbounded = []
+
+    def walk(node: Any, path: str) -> None:
+        if isinstance(node, dict):
+            bounds = {
+                "integer": ("maximum", "exclusiveMaximum"),
+                "number": ("maximum", "exclusiveMaximum"),
+                "string": ("maxLength", "enum", "const"),
+                "array": ("maxItems",),
+            }.get(node.get("type"), ())
+            if bounds and not any(bound in node for bound in bounds):
+                unbounded.append(path)
+            for key, value in node.items():
+                walk(value, f"{path}.{key}")
+        elif isinstance(node, list):
+            for index, value in enumerate(node):
+                walk(value, f"{path}[{index}]")
+
+    walk(schema, "")
+    assert unbounded == []
+
+
+def test_every_model_is_frozen_and_refuses_unknown_fields():
+    found = [value for value in vars(specs).values() if isinstance(value, type) and issubclass(value, BaseModel)]
+    for model in found:
+        if model is not BaseModel:
+            assert model.model_config.get("frozen") is True, model
+            assert model.model_config.get("extra") == "forbid", model
