@@ -164,14 +164,14 @@ def llama() -> LoadedModel:
     return tiny_model("llama")
 
 
-@pytest.fixture()
+@pytest.fixture
 def harness(llama):
     made = Harness(llama)
     yield made
     made.engine.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def make_harness():
     made: list[Harness] = []
 
@@ -184,6 +184,6 @@ def make_harness():
         one.engine.stop()
 
 
-@pytest.fixture()
+@pytest.fixture
 def events() -> queue.Queue:
     return queue.Queue()

@@ -31,7 +31,7 @@ def test_blocks_are_found_in_order():
         assert loaded.stack.layers == 3
         assert loaded.stack.width == 32
         order = []
-        handles = [b.register_forward_pre_hook(lambda m, _: order.append(m)) for b in loaded.stack.blocks]
+        handles = [b.register_forward_pre_hook(lambda m, _, order=order: order.append(m)) for b in loaded.stack.blocks]
         loaded.model(torch.tensor([[1, 2, 3]]))
         for handle in handles:
             handle.remove()

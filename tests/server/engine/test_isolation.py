@@ -181,7 +181,7 @@ def test_a_planned_site_that_does_not_fire_ends_the_row(harness, monkeypatch):
 
 
 def test_changes_of_running_neighbours_do_not_reach_a_row(harness):
-    """A row next to rows that are patched mid-stream gets its solo tokens; so do rows patched at the same step alone."""
+    """A row beside rows that are patched mid-stream gets its solo tokens; so do rows patched at the same step alone."""
     prompt, settings = [3, 1, 4, 1, 5], (switch(strength=1.0),)
     changed = InterventionUpdate(switch=(switch(strength=0.25),))
 
