@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine
 from typing import Any, NoReturn
 
 from anyio import to_thread
@@ -16,6 +16,8 @@ from server.api.schemas.bounds import BODY_BYTES
 from server.errors import InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 32
+MAX_MEMBERS = 1200
+MAX_ITEMS = 4096
 PARSED_INLINE_BYTES = 64 * 1024
 
 
@@ -81,7 +83,9 @@ def parse(body: bytes) -> Any:
     """The JSON value of ``body``.
 
     Raises InvalidRequest for what JSON leaves open or forbids: other encodings than UTF-8, a byte order mark, duplicate
-    keys, NaN and infinities, lone surrogates, nesting deeper than ``MAX_DEPTH``.
+    keys, NaN and infinities, lone surrogates, nesting deeper than ``MAX_DEPTH``. So are objects of more than
+    ``MAX_MEMBERS`` fields and lists of more than ``MAX_ITEMS`` entries that are not all integers: nothing here takes
+    them, and to name everything wrong in them would take seconds.
     """
     try:
         value = json.loads(
@@ -95,7 +99,7 @@ def parse(body: bytes) -> Any:
     except ValueError as error:
         reason = error.msg if isinstance(error, json.JSONDecodeError) else "a number is too long"
         raise InvalidRequest(f"the body is not valid JSON: {reason}", code="invalid_json") from None
-    _check_depth(value)
+    _check_size(value)
     return value
 
 
@@ -108,6 +112,8 @@ def _too_deep() -> InvalidRequest:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > MAX_MEMBERS:
+        raise InvalidRequest(f"the body has an object with more than {MAX_MEMBERS} fields")
     found = dict(pairs)
     if len(found) != len(pairs):
         raise InvalidRequest("the body names a field twice in one object: name each once", code="duplicate_key")
@@ -131,7 +137,7 @@ def _check_surrogates(value: Any, body: bytes) -> None:
         json.dumps(value, ensure_ascii=False).encode()
 
 
-def _check_depth(value: Any) -> None:
+def _check_size(value: Any) -> None:
     level = _containers([value])
     for _ in range(MAX_DEPTH):
         level = [child for node in level for child in _containers(node.values() if isinstance(node, dict) else node)]
@@ -139,5 +145,7 @@ def _check_depth(value: Any) -> None:
         raise _too_deep()
 
 
-def _containers(values: Iterable[Any]) -> list[dict[str, Any] | list[Any]]:
+def _containers(values: Collection[Any]) -> list[dict[str, Any] | list[Any]]:
+    if len(values) > MAX_ITEMS and not all(type(value) is int for value in values):
+        raise InvalidRequest(f"the body has a list of more than {MAX_ITEMS} entries that are not all integers")
     return [value for value in values if isinstance(value, (dict, list))]

@@ -13,7 +13,7 @@ from server.api.auth import Caller, needs
 from server.api.interventions import wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import chat_logprobs
-from server.api.openai.generation import Ask, Choice, Generation, check_model, ends, prepare
+from server.api.openai.generation import Ask, Choice, Generation, check_model, check_size, ends, prepare
 from server.api.openai.whole import run
 from server.api.schemas.answers import (
     ChatChoice,
@@ -61,6 +61,8 @@ async def create_chat_completion(
 def _ask(body: ChatRequest, request: Request, services: Services, principal: Principal) -> Ask:
     check_model(services, body.model)
     messages = [message.plain() for message in body.messages]
+
+    check_size(sum(len(message["content"]) for message in messages), 0, services.engine.limits.context)
 
     def encode() -> list[EncodedPrompt]:
         prompt = services.codec.encode_chat(

@@ -13,7 +13,7 @@ from server.api.auth import Caller, needs
 from server.api.interventions import wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import completion_logprobs, joined, prompt_logprobs
-from server.api.openai.generation import Ask, Choice, Generation, check_model, ends, prepare
+from server.api.openai.generation import Ask, Choice, Generation, check_model, check_size, ends, prepare
 from server.api.openai.whole import run
 from server.api.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, error_responses
 from server.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
@@ -53,6 +53,10 @@ async def create_completion(
 
 def _ask(body: CompletionRequest, request: Request, services: Services, principal: Principal) -> Ask:
     check_model(services, body.model)
+
+    for prompt in body.prompts():
+        by_text = isinstance(prompt, str)
+        check_size(len(prompt) if by_text else 0, 0 if by_text else len(prompt), services.engine.limits.context)
 
     def encode() -> list[EncodedPrompt]:
         codec = services.codec

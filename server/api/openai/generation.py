@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
     from server.interventions.catalog import ResolvedIntervention
 
+_CHARACTERS_PER_TOKEN = 256
+"""More than any token of the tokenizers in use stands for on average."""
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -151,6 +154,14 @@ def check_model(services: Services, name: str) -> None:
             f"the model {name!r} is not served here; the served model is {served!r}",
             param="model",
             code="model_not_found",
+        )
+
+
+def check_size(characters: int, tokens: int, context: int) -> None:
+    """Refuses, before any work is done on it, a prompt that cannot fit ``context`` tokens however it is tokenised."""
+    if tokens > context or characters > context * _CHARACTERS_PER_TOKEN:
+        raise ContextLengthExceeded(
+            f"the prompt cannot fit the context of {context} tokens: shorten it", param="prompt"
         )
 
 

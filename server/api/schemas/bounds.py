@@ -40,7 +40,7 @@ Name = Annotated[
 ModelName = Annotated[str, Field(min_length=1, max_length=256, description="Name of the served model")]
 Text = Annotated[str, Field(max_length=BODY_BYTES)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]
-TokenIds = Annotated[list[TokenId], Field(min_length=1, max_length=MAX_TOKENS)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True, max_length=MAX_TOKENS)]
 TokenCount = Annotated[int, Field(ge=1, le=MAX_TOKENS)]
 Strength = Annotated[
     float,
@@ -59,7 +59,7 @@ class SiteIn(StrictModel):
         return Site(self.layer)
 
 
-Sites = Annotated[list[SiteIn], Field(min_length=1, max_length=MAX_SITES)]
+Sites = Annotated[list[SiteIn], Field(min_length=1, fail_fast=True, max_length=MAX_SITES)]
 
 
 def misused(field: str, message: str) -> PydanticCustomError:

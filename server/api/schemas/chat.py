@@ -23,7 +23,7 @@ class Message(UnsupportedMessageFields):
     """One message. ``developer`` is passed to the model's template as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[TextPart], Field(min_length=1, max_length=MAX_MESSAGES)]
+    content: Text | Annotated[list[TextPart], Field(min_length=1, fail_fast=True, max_length=MAX_MESSAGES)]
 
     def plain(self) -> dict[str, str]:
         """Role and text as chat templates take them; parts of a message are joined by line feeds."""
@@ -32,7 +32,7 @@ class Message(UnsupportedMessageFields):
         return {"role": role, "content": text}
 
 
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True, max_length=MAX_MESSAGES)]
 
 
 class ChatRequest(SamplingFields, InterventionFields, UnsupportedChatFields):

@@ -34,9 +34,9 @@ def _kind_of_prompt(value: Any) -> str:
 
 Prompt = Annotated[
     Annotated[Text, Tag("text")]
-    | Annotated[list[Text], Field(min_length=1, max_length=MAX_ROWS), Tag("texts")]
+    | Annotated[list[Text], Field(min_length=1, fail_fast=True, max_length=MAX_ROWS), Tag("texts")]
     | Annotated[TokenIds, Tag("ids")]
-    | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_ROWS), Tag("id_lists")],
+    | Annotated[list[TokenIds], Field(min_length=1, fail_fast=True, max_length=MAX_ROWS), Tag("id_lists")],
     Discriminator(_kind_of_prompt),
 ]
 

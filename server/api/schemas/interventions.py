@@ -34,7 +34,7 @@ class GeneratedSpan(StrictModel):
     window: Annotated[tuple[Position, Position | None], Strict(False)] | None = Field(
         default=None, description="Half open; an end of null has no end", examples=[[0, 16], [4, None]]
     )
-    positions: Annotated[list[Position], Field(min_length=1, max_length=MAX_POSITIONS)] | None = None
+    positions: Annotated[list[Position], Field(min_length=1, fail_fast=True, max_length=MAX_POSITIONS)] | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -48,7 +48,9 @@ class PromptSpan(StrictModel):
     window: Annotated[tuple[Position, Position | None], Strict(False)] | None = Field(
         default=None, description="Half open; an end of null has no end", examples=[[0, 16], [4, None]]
     )
-    positions: Annotated[list[PositionFromEnd], Field(min_length=1, max_length=MAX_POSITIONS)] | None = None
+    positions: (
+        Annotated[list[PositionFromEnd], Field(min_length=1, fail_fast=True, max_length=MAX_POSITIONS)] | None
+    ) = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -121,7 +123,7 @@ Switch = Annotated[
         examples=[True, "safe", {"name": "safe", "strength": 0.5, "apply": {"prompt": "last"}}],
     ),
 ]
-Steering = Annotated[list[SteeringIn], Field(max_length=MAX_VECTORS)] | None
+Steering = Annotated[list[SteeringIn], Field(fail_fast=True, max_length=MAX_VECTORS)] | None
 
 
 class InterventionFields(StrictModel):

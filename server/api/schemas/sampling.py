@@ -50,7 +50,7 @@ class SamplingFields(StrictModel):
     seed: Annotated[int, Field(ge=0, le=MAX_SEED, description="Choice i of a prompt is drawn with seed + i")] | None = (
         None
     )
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     ignore_eos: bool = False
     stream: bool | None = None

@@ -2,9 +2,11 @@ import json
 import math
 
 import pytest
+from pydantic import ValidationError
 
-from server.api.json_body import MAX_DEPTH, parse
+from server.api.json_body import MAX_DEPTH, MAX_ITEMS, MAX_MEMBERS, parse
 from server.api.schemas.bounds import BODY_BYTES
+from server.api.schemas.completions import CompletionRequest
 from server.errors import InvalidRequest
 from tests.server.api.conftest import COMPLETION
 
@@ -105,3 +107,30 @@ def test_depth_counts_empty_containers():
 def test_small_numbers_are_finite():
     assert parse(b"1e-400") == 0
     assert math.isclose(parse(b"1.5e300"), 1.5e300)
+
+
+@pytest.mark.parametrize(
+    ("value", "accepted"),
+    [
+        ({f"k{i}": 1 for i in range(MAX_MEMBERS)}, True),
+        ({f"k{i}": 1 for i in range(MAX_MEMBERS + 1)}, False),
+        (["x"] * MAX_ITEMS, True),
+        (["x"] * (MAX_ITEMS + 1), False),
+        ([7] * (MAX_ITEMS + 1), True),
+        ([True] * (MAX_ITEMS + 1), False),
+    ],
+)
+def test_objects_and_lists_are_bounded(value, accepted):
+    body = json.dumps({"a": [value]}).encode()
+    if accepted:
+        assert parse(body) == {"a": [value]}
+    else:
+        with pytest.raises(InvalidRequest, match="more than"):
+            parse(body)
+
+
+@pytest.mark.parametrize("prompt", [[-1] * 300_000, [[-1]] * 4000, [2**40] * 100_000])
+def test_only_the_first_of_many_errors_is_looked_for(prompt):
+    with pytest.raises(ValidationError) as caught:
+        CompletionRequest.model_validate(COMPLETION | {"prompt": prompt})
+    assert caught.value.error_count() <= 2
