@@ -134,7 +134,9 @@ class Runner:
             if row.computed + count >= len(row.tokens):
                 ready.append(i)
         columns = [place[batch.counts[i] - 1] for i in ready]
-        logits_BV = logits_BKV[ready, columns].float()
+        # A decode step needs every row's only column: a view, where indexing would copy the whole vocabulary.
+        every = len(ready) == len(batch.rows) and logits_BKV.shape[1] == 1
+        logits_BV = (logits_BKV[:, 0] if every else logits_BKV[ready, columns]).float()
         return StepResult(
             tuple(batch.rows[i] for i in ready),
             logits_BV,
