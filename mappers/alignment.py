@@ -19,17 +19,24 @@ TokenPairs = list[tuple[int, int]]
 def align(source: Rendered, target: Rendered, how: Alignment) -> TokenPairs:
     """Pairs tokens of one text read by two models.
 
-    ``offsets``: tokens whose last characters coincide, inside the messages' contents. ``last``: the last token of each.
+    ``offsets``: tokens whose last characters coincide, inside the messages' contents, and the tokens at which the
+    prompts end (both models have read the same prompt and are about to answer; a vector is mostly taken there, and a
+    map that never saw such a token carries it badly). ``last``: the tokens at which the prompts end, alone.
     ``position``: token i with token i, as in the paper. Raises DataError for ``offsets`` where the contents differ.
     """
+    ends = (source.prompt_end, target.prompt_end)
+    prompt_ends = [ends] if min(ends) >= 0 else []
     if how == "last":
-        return [(len(source.ids) - 1, len(target.ids) - 1)] if source.ids and target.ids else []
+        return prompt_ends
     if how == "position":
         return [(i, i) for i in range(min(len(source.ids), len(target.ids)))]
     if _contents(source) != _contents(target):
         raise DataError("the two models' chat templates render different contents, so tokens cannot be paired by text")
     source_ends, target_ends = token_ends(source), token_ends(target)
-    return [(source_ends[end], target_ends[end]) for end in sorted(source_ends.keys() & target_ends.keys())]
+    pairs = {source_ends[end]: target_ends[end] for end in source_ends.keys() & target_ends.keys()}
+    if source.prompt_end not in pairs and target.prompt_end not in pairs.values():
+        pairs |= dict(prompt_ends)
+    return sorted(pairs.items())
 
 
 def token_ends(rendered: Rendered) -> dict[tuple[int, int], int]:

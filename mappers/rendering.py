@@ -28,6 +28,11 @@ class Rendered:
     content: tuple[Span, ...]
     answer_start: int | None = None
 
+    @property
+    def prompt_end(self) -> int:
+        """Index of the last token before the answer; -1 where there is none."""
+        return (len(self.ids) if self.answer_start is None else self.answer_start) - 1
+
 
 def render(tokenizer: Any, row: DatasetRow, *, answer: str | None = None) -> Rendered:
     """The row as a prompt ready for generation, followed by ``answer`` where one is given.

@@ -35,6 +35,8 @@ def test_paired_tokens_have_read_the_same_text(tokenizers: dict[str, Any], text:
         (start, stop), (other_start, other_stop) = source.content[0], target.content[0]
         assert source.text[start:stop] == target.text[other_start:other_stop] == text.strip()
         for i, j in pairs:
+            if (i, j) == (source.prompt_end, target.prompt_end):
+                continue
             assert source.offsets[i][1] - start == target.offsets[j][1] - other_start
             assert start < source.offsets[i][1] <= stop
         assert pairs == sorted(pairs)
@@ -53,7 +55,7 @@ def test_alignment_is_symmetric_and_identity_on_itself(tokenizers: dict[str, Any
 def test_the_last_token_of_a_content_is_always_paired(tokenizers: dict[str, Any]) -> None:
     row = DatasetRow(prompt="the quick brown 🙂 fox")
     source, target = render(tokenizers["byte_level"], row), render(tokenizers["metaspace"], row)
-    i, j = align(source, target, "offsets")[-1]
+    i, j = align(source, target, "offsets")[-2]
     assert source.offsets[i][1] == source.content[0][1]
     assert target.offsets[j][1] == target.content[0][1]
 
@@ -62,7 +64,10 @@ def test_a_character_of_several_tokens_is_paired_where_it_is_complete(tokenizers
     rendered = render(tokenizers["byte_level"], DatasetRow(prompt="🙂"))
     inside = [i for i, (start, stop) in enumerate(rendered.offsets) if (start, stop) == rendered.content[0]]
     assert len(inside) > 1
-    assert align(rendered, rendered, "offsets") == [(inside[-1], inside[-1])]
+    assert align(rendered, rendered, "offsets") == [
+        (inside[-1], inside[-1]),
+        (rendered.prompt_end, rendered.prompt_end),
+    ]
 
 
 def test_each_message_of_a_chat_is_aligned_within_itself(tokenizers: dict[str, Any]) -> None:
@@ -74,7 +79,7 @@ def test_each_message_of_a_chat_is_aligned_within_itself(tokenizers: dict[str, A
     source, target = (render(tokenizers[name], DatasetRow(messages=turns)) for name in ("byte_level", "unigram"))
     for rendered in (source, target):
         assert [rendered.text[a:b] for a, b in rendered.content] == ["user", "the fox", "bot user"]
-    for i, j in align(source, target, "offsets"):
+    for i, j in align(source, target, "offsets")[:-1]:
         assert source.text[: source.offsets[i][1]] == target.text[: target.offsets[j][1]]
 
 
@@ -83,6 +88,20 @@ def test_special_tokens_inside_a_content_are_not_paired(tokenizers: dict[str, An
     paired = {rendered.ids[i] for i, _ in align(rendered, rendered, "offsets")}
     assert rendered.ids.count(1) == 2
     assert 1 not in paired
+
+
+def test_the_ends_of_the_prompts_are_paired_before_an_answer(tokenizers: dict[str, Any]) -> None:
+    row = DatasetRow(prompt="a fox", completion="the dog")
+    source, target = (render(tokenizers[name], row, answer=row.answer) for name in ("byte_level", "unigram"))
+    for rendered in (source, target):
+        assert rendered.text[: rendered.text.index("the dog")].endswith("<bot>\n")
+        assert rendered.answer_start == rendered.prompt_end + 1
+    end = (source.prompt_end, target.prompt_end)
+    assert align(source, target, "last") == [end]
+    pairs = align(source, target, "offsets")
+    place = pairs.index(end)
+    assert all(source.offsets[i][1] <= source.text.index("a fox") + 5 for i, _ in pairs[:place])
+    assert all(source.offsets[i][1] > source.text.index("the dog") for i, _ in pairs[place + 1 :])
 
 
 def test_last_and_position(tokenizers: dict[str, Any]) -> None:
