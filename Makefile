@@ -12,7 +12,7 @@ QUICKSTART_ARGS ?=
 BENCH_ARGS ?=
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test lint bench lock clean
+.PHONY: help setup quickstart test lint style types imports containers scripts bench lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -32,13 +32,23 @@ quickstart: $(STAMP) ## See a backdoored model being made safe by a switch, from
 test: $(STAMP) ## Run the tests (PYTEST_ARGS="-k name" for some of them)
 	$(THREADS) $(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-lint: $(STAMP) ## Check style, types, directions of import, container files and scripts
+lint: style types imports containers scripts ## Check style, types, directions of import, container files and scripts
+
+style: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: $(STAMP)
 	$(BIN)/mypy
+
+imports: $(STAMP)
 	$(BIN)/lint-imports --no-cache
+
+containers: $(STAMP)
 	$(BIN)/hadolint docker/Dockerfile
-	$(BIN)/python -m pytest -q tests/test_docker.py
+	$(BIN)/python -m pytest tests/test_docker.py
+
+scripts:
 	bash -n .ci/run
 
 bench: $(STAMP) ## Measure this machine
