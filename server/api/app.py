@@ -25,6 +25,8 @@ def create_app(services: Services) -> FastAPI:
     app = FastAPI(
         title="Interlock",
         description=_DESCRIPTION,
+        # A redirect would be built from the client's Host header.
+        redirect_slashes=False,
         middleware=[
             Middleware(RequestId, new_id=services.new_id),
             Middleware(SameOrigin, open_server=services.keys.open),

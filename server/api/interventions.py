@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import binascii
 from base64 import b64decode
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pydantic import TypeAdapter, ValidationError
-
-from server.api.schemas.bounds import Name, Strength
+from server.api.headers import STEERING_HEADER, SWITCH_HEADER, InterventionHeaders
 from server.api.schemas.interventions import (
     ApplyIn,
     InlineVectorIn,
     InterventionFields,
-    Steering,
     SteeringIn,
     Switch,
     SwitchIn,
@@ -33,12 +29,6 @@ if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
     from server.interventions.catalog import Catalog, ResolvedIntervention
     from server.registry.artifacts import ArtifactStore
-
-SWITCH_HEADER = "X-Safety-Switch"
-STEERING_HEADER = "X-Steering"
-_NAME: TypeAdapter[str] = TypeAdapter(Name)
-_STRENGTH: TypeAdapter[float] = TypeAdapter(Strength)
-_STEERING: TypeAdapter[list[SteeringIn] | None] = TypeAdapter(Steering)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +67,12 @@ class Wishes:
         return [_steering_spec(item, prompt, f"{self.steering_param}[{i}]") for i, item in enumerate(self.steering)]
 
 
-def wishes_of(fields: InterventionFields, headers: Mapping[str, str], principal: Principal, policy: Policy) -> Wishes:
+def wishes_of(fields: InterventionFields, headers: InterventionHeaders, principal: Principal, policy: Policy) -> Wishes:
     """Reads body and headers and asks the policy; raises InvalidRequest or NotPermitted.
 
     A header may repeat what the body says, but not contradict it.
     """
-    by_header, vectors_by_header = _switch_header(headers), _steering_header(headers)
+    by_header, vectors_by_header = headers.switch(), headers.steering()
     switch_param = _said_in(fields.safety_switch, by_header, "safety_switch", SWITCH_HEADER)
     steering_param = _said_in(fields.steering, vectors_by_header, "steering", STEERING_HEADER)
     switch = fields.safety_switch if by_header is None else by_header
@@ -152,37 +142,3 @@ def _said_in(body: object, header: object, field: str, name: str) -> str:
     if body is not None and body != header:
         raise InvalidRequest(f"the header {name} contradicts the body's {field}: send one of them", param=name)
     return name
-
-
-def _switch_header(headers: Mapping[str, str]) -> Switch:
-    text = headers.get(SWITCH_HEADER)
-    if text is None:
-        return None
-    word = text.strip()
-    if word.lower() in ("on", "off"):
-        return word.lower() == "on"
-    name, strength = _name_and_strength(word, SWITCH_HEADER, "on, off or NAME[=STRENGTH]")
-    return name if strength is None else SwitchIn(name=name, strength=strength)
-
-
-def _steering_header(headers: Mapping[str, str]) -> list[SteeringIn] | None:
-    text = headers.get(STEERING_HEADER)
-    if text is None:
-        return None
-    form = "NAME[=STRENGTH], separated by commas"
-    pairs = [_name_and_strength(part.strip(), STEERING_HEADER, form) for part in text.split(",")]
-    items = [
-        {"vector": name} if strength is None else {"vector": name, "strength": strength} for name, strength in pairs
-    ]
-    try:
-        return _STEERING.validate_python(items)
-    except ValidationError:
-        raise InvalidRequest(f"{STEERING_HEADER} names too many vectors", param=STEERING_HEADER) from None
-
-
-def _name_and_strength(text: str, header: str, form: str) -> tuple[str, float | None]:
-    name, equals, strength = text.partition("=")
-    try:
-        return _NAME.validate_python(name), _STRENGTH.validate_python(float(strength)) if equals else None
-    except ValueError:
-        raise InvalidRequest(f"the header {header} must be {form}", param=header) from None

@@ -27,9 +27,10 @@ def invalid_request(errors: Sequence[dict[str, Any]], body: object) -> InvalidRe
     """
     paths = [_path(error, body) for error in errors]
     deepest = max(paths, key=len)
-    words = dict.fromkeys(_words(error) for error, path in zip(errors, paths, strict=True) if path == deepest)
+    about_it = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
+    words = dict.fromkeys(map(_words, about_it))
     param = _dotted(deepest)
-    code = "unknown_field" if "extra_forbidden" in {error["type"] for error in errors} else None
+    code = "unknown_field" if about_it[0]["type"] == "extra_forbidden" else None
     where = f"{param}: " if param else "request body: "
     return InvalidRequest(where + ", or ".join(words), param=param or None, code=code)
 

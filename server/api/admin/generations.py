@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path
 from typing_extensions import TypedDict
 
 from server.api.auth import Caller, needs
+from server.api.headers import InterventionHeaders
 from server.api.interventions import Wishes, check_visible, resolve, wishes_of
 from server.api.json_body import JsonRoute
 from server.api.openai.generation import request_of
@@ -86,7 +87,7 @@ def change_generation(
     The id is that of the answer: in `X-Request-Id` as soon as a stream begins, and in every chunk.
     """
     rows = _rows_of(services, principal, generation_id)
-    wishes = wishes_of(body, {}, principal, services.policy)
+    wishes = wishes_of(body, InterventionHeaders(), principal, services.policy)
     check_visible(wishes, principal, services.artifacts, services.policy)
     update = _update(body, wishes, services)
     return {

@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from server.api.auth import Caller, needs
-from server.api.interventions import wishes_of
+from server.api.headers import SaidInHeaders
+from server.api.interventions import Wishes, wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import chat_logprobs
 from server.api.openai.generation import Ask, Choice, Generation, check_model, check_size, ends, prepare
@@ -41,14 +42,15 @@ router = APIRouter(route_class=JsonRoute, dependencies=[needs("infer")], tags=["
     responses=error_responses(400, 401, 403, 404, 413, 429, 500, 503),
 )
 async def create_chat_completion(
-    body: ChatRequest, request: Request, services: InjectedServices, principal: Caller
+    body: ChatRequest, request: Request, headers: SaidInHeaders, services: InjectedServices, principal: Caller
 ) -> Response:
     """OpenAI's chat completions, with `safety_switch` and `steering`.
 
     Every answer carries `interlock`: what was really done to the model's activations; in a stream the last chunk does.
     A field that is not supported is refused, never ignored.
     """
-    ask = _ask(body, request, services, principal)
+    wishes = wishes_of(body, headers, principal, services.policy)
+    ask = _ask(body, wishes, services, principal)
     request.state.request_id = ask.id
     generation = await prepare(services, ask)
     if body.stream:
@@ -58,7 +60,7 @@ async def create_chat_completion(
     return JSONResponse(_answer(generation, choices, services.codec, body))
 
 
-def _ask(body: ChatRequest, request: Request, services: Services, principal: Principal) -> Ask:
+def _ask(body: ChatRequest, wishes: Wishes, services: Services, principal: Principal) -> Ask:
     check_model(services, body.model)
     messages = [message.plain() for message in body.messages]
 
@@ -76,7 +78,7 @@ def _ask(body: ChatRequest, request: Request, services: Services, principal: Pri
         id=f"chatcmpl-{services.new_id()}",
         principal=principal,
         fields=body,
-        wishes=wishes_of(body, request.headers, principal, services.policy),
+        wishes=wishes,
         encode=encode,
         max_tokens=body.token_limit,
         logprobs=body.logprob_count,

@@ -10,7 +10,8 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from server.api.auth import Caller, needs
-from server.api.interventions import wishes_of
+from server.api.headers import SaidInHeaders
+from server.api.interventions import Wishes, wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import completion_logprobs, joined, prompt_logprobs
 from server.api.openai.generation import Ask, Choice, Generation, check_model, check_size, ends, prepare
@@ -35,13 +36,14 @@ router = APIRouter(route_class=JsonRoute, dependencies=[needs("infer")], tags=["
     responses=error_responses(400, 401, 403, 404, 413, 429, 500, 503),
 )
 async def create_completion(
-    body: CompletionRequest, request: Request, services: InjectedServices, principal: Caller
+    body: CompletionRequest, request: Request, headers: SaidInHeaders, services: InjectedServices, principal: Caller
 ) -> Response:
     """OpenAI's completions: a prompt or several, as text or token ids, with `safety_switch` and `steering`.
 
     Text is tokenised with the tokenizer's own special tokens; token ids are taken as they are.
     """
-    ask = _ask(body, request, services, principal)
+    wishes = wishes_of(body, headers, principal, services.policy)
+    ask = _ask(body, wishes, services, principal)
     request.state.request_id = ask.id
     generation = await prepare(services, ask)
     if body.stream:
@@ -51,7 +53,7 @@ async def create_completion(
     return JSONResponse(_answer(generation, choices, services.codec, body))
 
 
-def _ask(body: CompletionRequest, request: Request, services: Services, principal: Principal) -> Ask:
+def _ask(body: CompletionRequest, wishes: Wishes, services: Services, principal: Principal) -> Ask:
     check_model(services, body.model)
 
     for prompt in body.prompts():
@@ -66,7 +68,7 @@ def _ask(body: CompletionRequest, request: Request, services: Services, principa
         id=f"cmpl-{services.new_id()}",
         principal=principal,
         fields=body,
-        wishes=wishes_of(body, request.headers, principal, services.policy),
+        wishes=wishes,
         encode=encode,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,

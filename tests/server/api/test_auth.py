@@ -115,3 +115,29 @@ def test_keys_see_their_own_jobs_only(connect):
         ):
             response = client.request(method, f"/v1/jobs/{made}{path}", headers=bearer(owner))
             assert response.status_code == (200 if seen else 404), f"{owner} {path}"
+
+
+HOSTILE_HOSTS = (
+    *("", "localhost", "127.0.0.1:8000", "evil.example", "evil.example/health/live", "evil.example?/health/live"),
+    *("evil.example#", "[::1]", "[::1", "health", "x@y", "a" * 300),
+)
+HOSTILE_PATHS = (
+    *("//v1/models", "/v1/models/", "/v1//models", "/V1/MODELS", "/%76%31/models", "/v1/%6dodels", "/v1%2fmodels"),
+    *(
+        "/health/live/../../v1/models",
+        "/health/live/%2e%2e/%2e%2e/v1/models",
+        "/v1/models;/health/live",
+        "/v1/models%00",
+    ),
+    *("/v1/models?/health/live", "/v1/models#/health/live", "/metrics/", "/./v1/models", "/openapi.json/../v1/models"),
+)
+
+
+@pytest.mark.parametrize("path", HOSTILE_PATHS)
+def test_no_spelling_of_host_or_path_lets_anybody_in(connect, path):
+    client = connect(keys=ring(alice=set(SCOPES)))
+    for host in HOSTILE_HOSTS:
+        response = client.get(path, headers={"Host": host}, follow_redirects=False)
+        assert response.status_code in (401, 404), f"{path} for {host}"
+        assert "fake" not in response.text
+        assert "location" not in response.headers

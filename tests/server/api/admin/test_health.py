@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from server.policy.policy import Policy
 from server.types import GenerationRequest, SamplingParams
 from tests.server.api.conftest import COMPLETION
 
@@ -38,13 +37,3 @@ def test_metrics_count_what_happened(client, engine):
     assert f"interlock_time_to_first_token_seconds_count{label} 2.0" in text
     assert f"interlock_inter_token_latency_seconds_count{label} 6.0" in text
     assert f"interlock_e2e_request_latency_seconds_count{label} 2.0" in text
-
-
-def test_capabilities_name_model_sites_and_limits(connect):
-    answer = connect(policy=Policy(default_switch="safe", max_strength=3)).get("/v1/capabilities").json()
-    assert answer["model"]["name"] == "fake"
-    assert answer["sites"] == [{"layer": layer, "point": "resid_post"} for layer in range(3)]
-    assert answer["operations"] == ["switch", "add", "ablate", "clamp"]
-    assert answer["default_switch"] == "safe"
-    assert answer["limits"]["max_strength"] == 3
-    assert answer["limits"]["context"] == 2048
