@@ -27,6 +27,7 @@ def create_app(services: Services) -> FastAPI:
         description=_DESCRIPTION,
         # A redirect would be built from the client's Host header.
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         middleware=[
             Middleware(RequestId, new_id=services.new_id),
             Middleware(SameOrigin, open_server=services.keys.open),

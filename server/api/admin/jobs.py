@@ -81,7 +81,7 @@ OwnJob = Annotated[Any, Depends(_own_job)]
 
 
 @router.post(
-    "/v1/jobs", summary="Submit a job", status_code=202, responses=error_responses(400, 401, 403, 404, 413, 503)
+    "/v1/jobs", summary="Submit a job", status_code=202, responses=error_responses(400, 401, 403, 404, 409, 413, 429)
 )
 def submit_job(body: JobSpec, services: InjectedServices, principal: Caller) -> JobOut:
     """Answers at once; the job runs in a process of its own and the server goes on serving.

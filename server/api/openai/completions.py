@@ -14,7 +14,8 @@ from server.api.headers import SaidInHeaders
 from server.api.interventions import Wishes, wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import completion_logprobs, joined, prompt_logprobs
-from server.api.openai.generation import Ask, Choice, Generation, check_model, check_size, ends, prepare
+from server.api.openai.asking import Ask, check_model, check_size, prepare
+from server.api.openai.generation import Choice, Generation, ends
 from server.api.openai.whole import run
 from server.api.schemas.answers import Completion, CompletionChoice, CompletionLogprobs, error_responses
 from server.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest

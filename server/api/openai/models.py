@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path
 from typing_extensions import TypedDict
 
 from server.api.auth import needs
-from server.api.openai.generation import check_model
+from server.api.openai.asking import check_model
 from server.api.schemas.answers import error_responses
 from server.api.services import InjectedServices, Services
 

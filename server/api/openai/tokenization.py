@@ -9,7 +9,7 @@ from typing_extensions import TypedDict
 
 from server.api.auth import needs
 from server.api.json_body import JsonRoute
-from server.api.openai.generation import check_model
+from server.api.openai.asking import check_model
 from server.api.schemas.answers import error_responses
 from server.api.schemas.completions import DetokenizeRequest, TokenizeRequest
 from server.api.services import InjectedServices

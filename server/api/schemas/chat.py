@@ -35,7 +35,7 @@ class Message(UnsupportedMessageFields):
 Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True, max_length=MAX_MESSAGES)]
 
 
-class ChatRequest(SamplingFields, InterventionFields, UnsupportedChatFields):
+class ChatRequest(UnsupportedChatFields, InterventionFields, SamplingFields):
     """A chat to be continued by the assistant."""
 
     model_config = ConfigDict(

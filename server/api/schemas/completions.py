@@ -41,7 +41,7 @@ Prompt = Annotated[
 ]
 
 
-class CompletionRequest(SamplingFields, InterventionFields, UnsupportedCompletionFields):
+class CompletionRequest(UnsupportedCompletionFields, InterventionFields, SamplingFields):
     """One prompt or several, each a text or token ids; ``choices[p * n + i]`` is choice i of prompt p."""
 
     model_config = ConfigDict(
