@@ -17,10 +17,8 @@ from safetensors import SafetensorError, safe_open
 
 from mappers.errors import ArtifactCorrupt
 from mappers.manifest import (
-    NAME_PATTERN,
     ROWS_FILE,
     TENSOR_FILE,
-    ArtifactKind,
     FileEntry,
     Manifest,
     ModelBinding,
@@ -32,11 +30,8 @@ from mappers.manifest import (
 __all__ = [
     "HEADER_KEY",
     "MANIFEST_FILE",
-    "NAME_PATTERN",
     "ROWS_FILE",
     "TENSOR_FILE",
-    "ArtifactKind",
-    "FileEntry",
     "Manifest",
     "ModelBinding",
     "Parent",

@@ -1,12 +1,12 @@
 """One gradient fit in progress: mappers, optimiser and step, with a state that can be saved and taken up exactly.
 
-Nothing in it draws at random after the start: which rows a step sees is a function of seed and step alone, so a fit
-that is interrupted and restored ends in the same tensors as one that was not.
+Nothing in it draws at random after the start, and which rows a step sees follows from seed and step alone
+(:mod:`mappers.batch_order`), so a fit that is interrupted and restored ends in the same tensors as one that was not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import cos, pi
 from typing import Literal
@@ -19,9 +19,6 @@ from mappers.errors import TrainingError
 from mappers.losses import LossWeights
 from mappers.modules import Mapper, MapperConfig, build_mapper
 from mappers.sites import Site
-
-_SORT_WINDOW = 8
-"""Batches within which rows are sorted by length: little padding, yet other neighbours in every epoch."""
 
 
 class TrainingConfig(BaseModel):
@@ -94,17 +91,6 @@ class Fit:
         self._optimizer.step()
         self.step += 1
         return {"loss": value, "grad_norm": norm, "learning_rate": rate}
-
-    def rows(self, lengths: Sequence[int]) -> list[int]:
-        """The rows of the next step, out of rows of the given lengths: each once an epoch, in a new order."""
-        size = min(self.config.batch_size, len(lengths))
-        epoch, place = divmod(self.step, max(1, len(lengths) // size))
-        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + epoch)
-        order = torch.randperm(len(lengths), generator=generator).tolist()
-        windows = [order[i : i + size * _SORT_WINDOW] for i in range(0, len(order), size * _SORT_WINDOW)]
-        arranged = [row for window in windows for row in sorted(window, key=lambda row: lengths[row])]
-        batches = torch.randperm(max(1, len(lengths) // size), generator=generator).tolist()
-        return arranged[batches[place] * size :][:size]
 
     def state(self) -> dict[str, Tensor]:
         """Parameters, optimiser moments and step as plain tensors, for a safetensors file."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mappers.activations.collect import collect
 from mappers.activations.pairs import Pairs
+from mappers.batch_order import BatchOrder
 from mappers.errors import TrainingError
 from mappers.evaluation import UnexplainedVariance
 from mappers.exchanges import Exchange, require_twins
@@ -42,11 +43,11 @@ def train_switch(
     require_twins(tuned, base)
     if not exchanges:
         raise TrainingError("no exchange to train on: the dataset is empty or every row exceeds max_length")
-    lengths = [len(exchange.ids) for exchange in exchanges]
+    order = BatchOrder([len(exchange.ids) for exchange in exchanges], fit.config.batch_size, fit.config.seed)
     weights, sites = fit.config.loss, list(fit.mappers)
     teacher = Teacher(base, exchanges, sites, batch_size=fit.config.batch_size)
     while not fit.finished:
-        rows = fit.rows(lengths)
+        rows = order.at(fit.step)
         said = read_replies(tuned, [exchanges[row] for row in rows], sites, fit.mappers)
         parts = _switch_losses(teacher.replies(rows), said)
         total = weights.kl * parts["kl"] + weights.mse * parts["mse"]
@@ -117,9 +118,9 @@ def train_mapper(fit: Fit, site: Site, pairs: Pairs, validation: Pairs | None = 
         raise TrainingError("no token pairs to train on: use other prompts or another alignment")
     if fit.config.loss.kl > 0:
         raise TrainingError("a mapper between two models is trained on mse alone: leave kl out of loss")
-    mapper, lengths = fit.mappers[site], [1] * len(pairs.x_NS)
+    mapper, order = fit.mappers[site], BatchOrder([1] * len(pairs.x_NS), fit.config.batch_size, fit.config.seed)
     while not fit.finished:
-        rows = torch.tensor(fit.rows(lengths))
+        rows = torch.tensor(order.at(fit.step))
         mse = relative_mse(mapper(pairs.x_NS[rows]), pairs.y_ND[rows])
         losses = {"mse": float(mse.detach())} | fit.advance(fit.config.loss.mse * mse)
         due = fit.finished or fit.step % fit.config.validate_every == 0

@@ -160,17 +160,3 @@ def test_a_mapper_between_models_learns_a_linear_relation() -> None:
 def test_a_checkpoint_of_other_mappers_is_refused() -> None:
     with pytest.raises(TrainingError, match="other mappers"):
         fit(2).restore(fit(2, sites=(Site(1),)).state())
-
-
-def test_every_row_is_seen_once_an_epoch_in_batches_of_like_length() -> None:
-    fitted, lengths = fit(100), [n % 17 + 1 for n in range(64)]
-    epochs = []
-    for _ in range(2):
-        batches = []
-        for _ in range(8):
-            batches.append(fitted.rows(lengths))
-            fitted.step += 1
-        epochs.append(batches)
-        assert sorted(row for batch in batches for row in batch) == list(range(64))
-        assert max(max(lengths[r] for r in b) - min(lengths[r] for r in b) for b in batches) <= 5
-    assert epochs[0] != epochs[1]
