@@ -1,0 +1,98 @@
+"""Models that would not be exact are refused before anything is served, and left as they were."""
+
+import pytest
+import torch
+
+from mappers.errors import UnsupportedArchitecture
+from server.engine.loader import EngineOptions, build_engine
+from tests.server.engine.conftest import tiny_model
+
+OPTIONS = EngineOptions(4, 4, 64)
+
+
+def refused(loaded, says: str) -> None:
+    with pytest.raises(UnsupportedArchitecture, match=says):
+        build_engine(loaded, OPTIONS)
+    assert not any(block._forward_hooks for block in loaded.stack.blocks), "a refused model keeps no hooks"
+
+
+def test_a_sound_model_passes_and_the_check_leaves_nothing_behind():
+    loaded = tiny_model("gemma3")
+    engine, _ = build_engine(loaded, OPTIONS)
+    assert engine._runner.meters.in_use == 0
+    assert engine._runner.cache.nbytes == 0
+    engine.stop()
+    assert not any(block._forward_hooks for block in loaded.stack.blocks)
+
+
+def test_a_model_that_mixes_rows_is_refused():
+    loaded = tiny_model("llama")
+    block = loaded.stack.blocks[1]
+    forward = block.forward
+
+    def mixing(hidden, *args, **kwargs):
+        return forward(hidden + hidden.mean(0, keepdim=True), *args, **kwargs)
+
+    block.forward = mixing
+    refused(loaded, "other results in a mixed batch")
+
+
+def test_a_model_that_ignores_positions_is_refused():
+    loaded = tiny_model("llama")
+    forward = loaded.model.forward
+
+    def shifted(*args, position_ids=None, **kwargs):
+        moved = None if position_ids is None else position_ids * 0
+        return forward(*args, position_ids=moved, **kwargs)
+
+    loaded.model.forward = shifted
+    refused(loaded, "other results in a mixed batch")
+
+
+@pytest.mark.parametrize("after", [2, 3, 4])
+def test_nan_anywhere_is_a_difference(after):
+    """A maximum that starts at a number would pass over a NaN."""
+    loaded = tiny_model("llama")
+    forward, calls = loaded.model.forward, []
+
+    def spoilt(*args, past_key_values=None, **kwargs):
+        out = forward(*args, past_key_values=past_key_values, **kwargs)
+        if past_key_values is not None:
+            calls.append(1)
+            if len(calls) == after:
+                out.logits[...] = torch.nan
+        return out
+
+    loaded.model.forward = spoilt
+    refused(loaded, "other results in a mixed batch")
+
+
+def test_a_forward_that_raises_is_refused_with_its_reason():
+    loaded = tiny_model("llama")
+    forward = loaded.model.forward
+
+    def raising(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None:
+            raise TypeError("no cache of this kind, please")
+        return forward(*args, **kwargs)
+
+    loaded.model.forward = raising
+    refused(loaded, "no cache of this kind")
+
+
+def test_a_block_that_is_passed_by_is_refused():
+    """Interventions at a block that does not run would be silently left out."""
+    loaded = tiny_model("llama")
+    block = loaded.stack.blocks[2]
+
+    class Around(torch.nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+            self.__dict__.update({k: v for k, v in inner.__dict__.items() if k == "attention_type"})
+
+        def forward(self, *args, **kwargs):
+            return self.inner.forward(*args, **kwargs)
+
+    loaded.model.model.layers[2] = Around(block)
+    refused(loaded, "resid_post.2 did not run")
