@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from server.metrics import Metrics, RowTimer
+from server.types import GenerationInfo, Receipt
+
+LABEL = '{model_name="m"}'
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics(CollectorRegistry(), "m")
+
+
+def lines(metrics: Metrics, generations=()) -> list[str]:
+    return metrics.render(generations).decode().splitlines()
+
+
+def test_times_are_measured_from_submission_and_from_token_to_token(metrics):
+    now = [100.0]
+    timer = RowTimer(metrics, lambda: now[0])
+    now[0] = 100.5
+    timer.tokens(1)
+    now[0] = 100.9
+    timer.tokens(2)
+    timer.tokens(0)
+    now[0] = 101.0
+    timer.ended("stop")
+    text = lines(metrics)
+    assert f"interlock_time_to_first_token_seconds_sum{LABEL} 0.5" in text
+    assert any(
+        line.startswith(f"interlock_inter_token_latency_seconds_sum{LABEL}")
+        and abs(float(line.split()[1]) - 0.2) < 1e-9
+        for line in text
+    )
+    assert f"interlock_e2e_request_latency_seconds_sum{LABEL} 1.0" in text
+    assert f"interlock_generation_tokens_total{LABEL} 3.0" in text
+
+
+@pytest.mark.parametrize("reason", ["abort", "error"])
+def test_rows_that_did_not_finish_have_no_latency(metrics, reason):
+    RowTimer(metrics, lambda: 1.0).ended(reason)
+    text = lines(metrics)
+    assert f'interlock_request_success_total{{finished_reason="{reason}",model_name="m"}} 1.0' in text
+    assert f"interlock_e2e_request_latency_seconds_count{LABEL} 0.0" in text
+
+
+def test_interventions_are_counted_by_kind(metrics):
+    receipt = Receipt("switch", "safe", "d", ("resid_post.1",), 1.0, 5, 7, 0.1)
+    metrics.ended("stop", [receipt, receipt])
+    text = lines(metrics)
+    assert 'interlock_interventions_total{kind="switch",model_name="m"} 2.0' in text
+    assert 'interlock_intervention_tokens_total{kind="switch",model_name="m"} 24.0' in text
+
+
+def test_running_and_waiting_are_those_of_the_moment(metrics):
+    rows = [GenerationInfo(str(i), None, state, 1, 0, ()) for i, state in enumerate(("waiting", "prefill", "decode"))]
+    text = lines(metrics, rows)
+    assert f"interlock_num_requests_running{LABEL} 2.0" in text
+    assert f"interlock_num_requests_waiting{LABEL} 1.0" in text
+    assert f"interlock_num_requests_running{LABEL} 0.0" in lines(metrics)
+
+
+def test_two_servers_in_one_process_share_nothing():
+    first, second = Metrics(CollectorRegistry(), "m"), Metrics(CollectorRegistry(), "m")
+    first.prompt_tokens.inc(3)
+    assert f"interlock_prompt_tokens_total{LABEL} 0.0" in lines(second)
