@@ -14,7 +14,7 @@ from server.policy.keys import Principal, Scope
 _bearer = HTTPBearer(auto_error=False, description="An API key; none is asked for where the server has no keys.")
 
 
-def authenticate(
+async def authenticate(
     services: InjectedServices,
     credentials: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
     needed: SecurityScopes,

@@ -23,14 +23,8 @@ _STEERING: TypeAdapter[list[SteeringIn] | None] = TypeAdapter(Steering)
 class InterventionHeaders:
     """The two headers as they were sent."""
 
-    switch_text: Annotated[
-        str | None,
-        Header(alias=SWITCH_HEADER, max_length=256, description="on, off or NAME[=STRENGTH], as `safety_switch`"),
-    ] = None
-    steering_text: Annotated[
-        str | None,
-        Header(alias=STEERING_HEADER, max_length=2048, description="NAME[=STRENGTH], ..., as `steering` with `add`"),
-    ] = None
+    switch_text: str | None = None
+    steering_text: str | None = None
 
     def switch(self) -> Switch:
         """As the body's ``safety_switch``; raises InvalidRequest."""
@@ -55,7 +49,20 @@ class InterventionHeaders:
             raise InvalidRequest(f"{STEERING_HEADER} names too many vectors", param=STEERING_HEADER) from None
 
 
-SaidInHeaders = Annotated[InterventionHeaders, Depends(InterventionHeaders)]
+async def _said(
+    safety_switch: Annotated[
+        str | None,
+        Header(alias=SWITCH_HEADER, max_length=256, description="on, off or NAME[=STRENGTH], as `safety_switch`"),
+    ] = None,
+    steering: Annotated[
+        str | None,
+        Header(alias=STEERING_HEADER, max_length=2048, description="NAME[=STRENGTH], ..., as `steering` with `add`"),
+    ] = None,
+) -> InterventionHeaders:
+    return InterventionHeaders(safety_switch, steering)
+
+
+SaidInHeaders = Annotated[InterventionHeaders, Depends(_said)]
 
 
 def _name_and_strength(text: str, header: str, form: str) -> tuple[str, float | None]:

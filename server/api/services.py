@@ -56,7 +56,8 @@ class Services:
     started_at: float = field(default_factory=time.time)
 
 
-def _services(request: Request) -> Services:
+# Dependencies without I/O are coroutines: FastAPI would send a plain function to a worker thread and back.
+async def _services(request: Request) -> Services:
     services = request.app.state.services
     assert isinstance(services, Services)
     return services

@@ -14,7 +14,7 @@ from server.api.rows import Rows
 from server.api.schemas.answers import Answer
 from server.api.schemas.sampling import SamplingFields
 from server.api.services import Services
-from server.errors import ContextLengthExceeded, NotFound
+from server.errors import ContextLengthExceeded, NotFound, Overloaded
 from server.policy.keys import Principal
 from server.types import GenerationRequest, InterventionSpec
 
@@ -43,8 +43,9 @@ class Ask:
 async def prepare(services: Services, ask: Ask) -> Generation:
     """Tokenises, finds positions and loads artifacts, off the event loop; nothing runs yet.
 
-    Raises InvalidRequest, ContextLengthExceeded or NotFound.
+    Raises InvalidRequest, ContextLengthExceeded or NotFound; Overloaded, before any work, where all places are taken.
     """
+    _check_places(services)
     prompts, requests = await to_thread.run_sync(_requests, services, ask)
     info = services.engine.info
     head: Answer = {
@@ -74,6 +75,12 @@ def check_size(characters: int, tokens: int, context: int) -> None:
         raise ContextLengthExceeded(
             f"the prompt cannot fit the context of {context} tokens: shorten it", param="prompt"
         )
+
+
+def _check_places(services: Services) -> None:
+    limits = services.engine.limits
+    if len(services.engine.generations()) >= limits.max_batch + limits.max_waiting:
+        raise Overloaded(f"all {limits.max_batch} running and {limits.max_waiting} waiting places are taken")
 
 
 def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[GenerationRequest]]:
