@@ -28,7 +28,7 @@ PANELS = {
     ),
     "Keeping and logging": ("data_dir", "log_level", "config"),
 }
-FLAG_NAMES = {"references": "--reference", "drain_s": "--drain"}
+FLAG_NAMES = {"references": "--reference"}
 
 
 def with_settings_options(command: Callable[[dict[str, Any]], None]) -> Callable[..., None]:
@@ -79,7 +79,8 @@ def _first_type(annotation: Any) -> Any:
 def _help(name: str, field: FieldInfo) -> str:
     known_default = field.default is not PydanticUndefined and field.default not in (None, False)
     default = f" Default: {field.default}." if known_default else ""
-    return f"{field.description}{default} [dim]{ENV_PREFIX}{name.upper()}[/dim]"
+    required = " Required." if field.is_required() else ""
+    return f"{field.description}{required}{default} [dim]{ENV_PREFIX}{name.upper()}[/dim]"
 
 
 def unlisted_settings(panels: Mapping[str, tuple[str, ...]] = PANELS) -> set[str]:

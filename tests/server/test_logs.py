@@ -19,9 +19,13 @@ with structlog.contextvars.bound_contextvars(request_id="req_1"):
 logging.getLogger("httpx").info("unseen")
 warnings.warn("careful")
 try:
-    1 / 0
-except ZeroDivisionError:
+    try:
+        {}["a secret prompt"]
+    except KeyError as error:
+        raise ValueError("a secret prompt") from error
+except ValueError:
     log.exception("failed")
+    logging.getLogger("uvicorn.error").exception("library failed")
 """
 
 
@@ -32,6 +36,8 @@ def test_all_lines_are_json() -> None:
     assert (lines[0]["url"], lines[0]["level"]) == ("http://127.0.0.1:1", "info")
     assert [line.get("request_id") for line in lines[:3]] == [None, "req_1", "req_1"]
     assert "careful" in lines[3]["event"]
-    assert "ZeroDivisionError" in lines[4]["exception"]
-    assert len(lines) == 5
+    assert [line["event"] for line in lines[4:]] == ["failed", "library failed"]
+    assert [line["exception"] for line in lines[4:]] == [["ValueError", "KeyError"]] * 2
+    assert lines[4]["raised_at"][-1].endswith("<module>")
+    assert "secret" not in result.stderr
     assert result.stdout == ""

@@ -102,7 +102,7 @@ def _await_listening(served: Served) -> str:
 
 
 def test_it_answers_drains_and_exits_with_0(model_folder: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, "--model", str(model_folder), "--drain", "30") as served:
+    with serving(tmp_path, "--model", str(model_folder), "--drain-s", "30") as served:
         _answer_and_drain(served)
         events = [record["event"] for record in served.logged]
     assert {"listening", "draining", "stopped"} <= set(events)

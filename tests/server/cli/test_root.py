@@ -69,7 +69,7 @@ def test_version(interlock: Interlock) -> None:
 def test_serve_shows_every_setting(interlock: Interlock) -> None:
     assert unlisted_settings() == set()
     help_text = interlock("serve", "--help").out
-    for shown in ("--model", "--reference", "--insecure-no-auth", "INTERLOCK_DATA_DIR", "--drain"):
+    for shown in ("--model", "--reference", "--insecure-no-auth", "INTERLOCK_DATA_DIR", "--drain-s"):
         assert shown in help_text
 
 
