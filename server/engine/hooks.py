@@ -24,8 +24,8 @@ _EMPTY = BatchPlan({}, ())
 class PlanHooks:
     """Hooks on every block, attached once when the engine starts; what they do is the plan of the running forward.
 
-    A row whose operation raises, or whose site does not fire, is *failed*: its result of this forward must be thrown
-    away. Other rows are not affected.
+    A row whose operation raises, or whose site does not fire exactly once, is *failed*: its result of this forward
+    must be thrown away. Other rows are not affected.
     """
 
     def __init__(self, stack: DecoderStack, meters: MeterBank) -> None:
@@ -58,6 +58,8 @@ class PlanHooks:
         groups = self._plan.groups.get(site)
         if groups is None:
             return None
+        if site in self._fired:
+            self._failed |= dict.fromkeys(self._plan.rows_at(site), f"the block at {site} ran more than once")
         self._fired.add(site)
         out_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
         owned = False

@@ -10,7 +10,9 @@ from mappers.architectures import config_digest, discover
 from mappers.errors import UnsupportedArchitecture
 from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine, model_context
+from server.types import Finished
 from tests.server.engine.conftest import CONFIGS, Harness, byte_tokenizer, greedy, tiny_model
+from tests.server.engine.interventions import switch, vector
 
 
 @pytest.mark.parametrize("kind", CONFIGS)
@@ -23,6 +25,19 @@ def test_equal_to_generate(kind, make_harness):
     for id_, prompt in zip(ids, prompts, strict=True):
         assert outcomes[id_].tokens == harness.generate(prompt, 24)
     assert len({tuple(outcomes[id_].tokens) for id_ in ids}) == len(ids), "the prompts have to matter"
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype, make_harness):
+    loaded = tiny_model("gemma2")
+    loaded.model.to(dtype)
+    harness = make_harness(loaded, prefill_tokens=16)
+    steered = harness.submit([1, 2, 3] * 9, greedy(8), (switch(), vector("ablate", (0, 2))))
+    plain = harness.submit([1, 2, 3] * 9, greedy(8))
+    outcomes = harness.run()
+    assert outcomes[plain].tokens == harness.generate([1, 2, 3] * 9, 8)
+    assert isinstance(outcomes[steered].end, Finished)
+    assert outcomes[steered].tokens != outcomes[plain].tokens
 
 
 def test_blocks_are_found_in_order():

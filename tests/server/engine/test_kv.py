@@ -122,6 +122,8 @@ def test_memory_that_runs_out_while_growing_spoils_nothing(cache, fails_at, monk
         cache.reserve(200, 2)
     monkeypatch.undo()
     write(cache, [0, 1], [[2], [2]])
+    write(cache, [100], [[0]])
     write(cache, [5], [[100]])
+    assert held(cache, 100, 1) == [101000]
     assert [held(cache, slot, 3) for slot in (0, 1)] == [[1000, 1001, 1002], [2000, 2001, 2002]]
     assert held(cache, 5, 101)[100] == 6100

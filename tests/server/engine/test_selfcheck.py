@@ -96,3 +96,22 @@ def test_a_block_that_is_passed_by_is_refused():
 
     loaded.model.model.layers[2] = Around(block)
     refused(loaded, "resid_post.2 did not run")
+
+
+def test_a_block_that_runs_twice_is_refused():
+    """What is planned for it would be done twice."""
+    loaded = tiny_model("llama")
+    block = loaded.stack.blocks[1]
+
+    class Twice(torch.nn.Module):
+        attention_type = "full_attention"
+
+        def __init__(self):
+            super().__init__()
+            self.inner = block
+
+        def forward(self, hidden, *args, **kwargs):
+            return self.inner(self.inner(hidden, *args, **kwargs), *args, **kwargs)
+
+    loaded.model.model.layers[1] = Twice()
+    refused(loaded, "more than once")
