@@ -153,7 +153,8 @@ def _narrow(p_NV: Tensor, plan: SamplingPlan) -> Tensor:
 
 def _best(p_NV: Tensor, top_k_N1: Tensor, top_p_N1: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The narrowed distribution as far as the ``width`` best tokens tell, and the rows for which they tell all."""
-    best_NW, ids_NW = p_NV.topk(width)
+    whole = width == p_NV.shape[-1]
+    best_NW, ids_NW = p_NV.sort(dim=-1, descending=True) if whole else p_NV.topk(width)
     best_NW = best_NW.masked_fill(torch.arange(width, device=p_NV.device) >= top_k_N1, 0.0)
     inside_N1 = top_k_N1 <= width
     found_N1 = best_NW.sum(-1, keepdim=True)
@@ -161,4 +162,4 @@ def _best(p_NV: Tensor, top_k_N1: Tensor, top_p_N1: Tensor, width: int) -> tuple
     outside_NW = best_NW.cumsum(-1) - best_NW >= wanted_N1
     outside_NW[:, 0] = False
     kept_NV = torch.zeros_like(p_NV).scatter_(-1, ids_NW, best_NW.masked_fill(outside_NW, 0.0))
-    return kept_NV, (inside_N1 | (found_N1 >= wanted_N1) | (width == p_NV.shape[-1])).squeeze(-1)
+    return kept_NV, (inside_N1 | (found_N1 >= wanted_N1) | whole).squeeze(-1)
