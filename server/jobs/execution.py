@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import assert_never
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
+from mappers.errors import TrainingError
 from server.jobs.channel import Channel
 from server.jobs.context import JobContext
 from server.jobs.handlers.extract_vector import extract_vector
@@ -22,7 +24,14 @@ def execute(order: WorkOrder, channel: Channel) -> None:
     Raises StopRequested when told to stop, and an InterlockError where the job cannot succeed.
     """
     torch.set_num_threads(order.execution.threads)
-    context = JobContext(order, channel)
+    disable_progress_bar()
+    try:
+        _run(JobContext(order, channel), order)
+    except torch.OutOfMemoryError as error:
+        raise TrainingError("the device has too little memory: lower batch_size or max_length") from error
+
+
+def _run(context: JobContext, order: WorkOrder) -> None:
     match order.spec:
         case TrainSwitchJob(parameters=parameters):
             train_switch(context, parameters)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum, auto
 from typing import IO
 
@@ -107,7 +108,8 @@ def _read_lines(stream: IO[bytes], inbox: Inbox) -> None:
 
 def _copy(stream: IO[bytes], log: Callable[[bytes], None]) -> None:
     while data := stream.readline(MAX_LINE):
-        log(data)
+        with suppress(OSError):  # a full disk: read on all the same, or the worker would wait for ever
+            log(data)
 
 
 def _close(stream: IO[bytes]) -> None:

@@ -138,6 +138,7 @@ class Supervisor:
         with self._listening(job.id) as inbox:
             process = WorkerProcess(
                 self._config.command,
+                # unset ones left out: parameters without effect would read as asked for
                 order.model_dump_json(exclude_unset=True).encode(),
                 inbox=inbox,
                 log=folder.log.append,

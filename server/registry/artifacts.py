@@ -14,27 +14,36 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from sqlalchemy import Select, delete, or_, select
+from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
-from mappers.artifact import MANIFEST_FILE, Manifest, artifact_id, canonical_json, verify
+from mappers.artifact import MANIFEST_FILE, Manifest, artifact_id, verify
 from mappers.errors import ArtifactCorrupt
-from server.errors import Conflict, InvalidRequest, NotFound
+from server.errors import InvalidRequest, NotFound
+from server.registry.artifact_rows import (
+    NOBODY,
+    check_alias,
+    check_childless,
+    check_owner,
+    existing,
+    find,
+    insert,
+    visible,
+)
 from server.registry.database import Database
 from server.registry.names import check_name
-from server.registry.rows import ArtifactNameRow, ArtifactParentRow, ArtifactRow
+from server.registry.rows import ArtifactNameRow, ArtifactRow
 
 _STAGING = ".staging"
-_LISTED_IN_ERRORS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class ArtifactRecord:
     """A stored artifact. ``name`` is the alias it was found by, else the one it was last registered under.
 
-    ``size`` counts the bytes of its files; ``owner`` None means that everybody may see it.
+    ``size`` counts the bytes of its files. ``owner`` None means that everybody may see it, ``NOBODY`` that its row was
+    lost: only who sees everything sees it, and it goes to the first who registers the same content.
     """
 
     id: str
@@ -81,16 +90,16 @@ class ArtifactStore:
         manifest = _verify_folder(folder)
         identity = artifact_id(manifest)
         with self._lock, self._database.write() as session:
-            _check_owner(session, identity, name, owner)
+            check_owner(session, identity, name, owner)
             self._move_in(folder, identity)
-            row = _insert(session, identity, manifest, name=name, owner=owner, now=self._clock())
+            row = insert(session, identity, manifest, name=name, owner=owner, now=self._clock())
             return self._record(row, name)
 
     def check_name(self, name: str, owner: str | None) -> None:
         """Raises InvalidRequest for a bad name and Conflict for one that belongs to another owner."""
         check_name(name)
         with self._database.read() as session:
-            _check_alias(session, name, owner)
+            check_alias(session, name, owner)
 
     def get(
         self, name_or_id: str, *, kind: str | None = None, owner: str | None = None, param: str | None = None
@@ -101,21 +110,21 @@ class ArtifactStore:
         the request's field ``param``.
         """
         with self._database.read() as session:
-            found = _find(session, name_or_id)
+            found = find(session, name_or_id)
             if found is None or (owner is not None and found.owner not in (None, owner)):
                 raise NotFound(
-                    f"there is no artifact {name_or_id[:96]!r}; {_existing(session, kind, owner)}", param=param
+                    f"there is no artifact {name_or_id[:96]!r}; {existing(session, kind, owner)}", param=param
                 )
             if kind is not None and found.kind != kind:
                 raise InvalidRequest(
-                    f"{name_or_id[:96]!r} is a {found.kind}, not a {kind}; {_existing(session, kind, owner)}",
+                    f"{name_or_id[:96]!r} is a {found.kind}, not a {kind}; {existing(session, kind, owner)}",
                     param=param,
                 )
             return self._record(found, found.name if name_or_id == found.id else name_or_id)
 
     def list(self, kind: str | None = None, *, owner: str | None = None) -> list[ArtifactRecord]:
         """All artifacts, newest first; ``kind`` and ``owner`` as in :meth:`get`."""
-        query = _visible(kind, owner).order_by(ArtifactRow.created_at.desc(), ArtifactRow.id)
+        query = visible(kind, owner).order_by(ArtifactRow.created_at.desc(), ArtifactRow.id)
         with self._database.read() as session:
             return [self._record(row, row.name) for row in session.scalars(query)]
 
@@ -123,10 +132,10 @@ class ArtifactStore:
         """Removes an artifact and its names; raises NotFound, or Conflict while another was made from it."""
         doomed = self.new_staging() / "deleted"
         with self._lock, self._database.write() as session:
-            row = _find(session, name_or_id)
+            row = find(session, name_or_id)
             if row is None:
-                raise NotFound(f"there is no artifact {name_or_id[:96]!r}; {_existing(session, None, None)}")
-            _check_childless(session, row)
+                raise NotFound(f"there is no artifact {name_or_id[:96]!r}; {existing(session, None, None)}")
+            check_childless(session, row)
             if (self._root / row.id).exists():
                 (self._root / row.id).rename(doomed)
             session.delete(row)
@@ -135,8 +144,8 @@ class ArtifactStore:
     def reconcile(self) -> Reconciliation:
         """At start: drops rows without folder, adopts whole folders without row, empties the staging area.
 
-        An adopted artifact has no owner, and a name only if its manifest's is free. A folder that is not what its id
-        says is left where it is, unlisted, and reported.
+        An adopted artifact belongs to ``NOBODY``, and has a name only if its manifest's is free. A folder that is not
+        what its id says is left where it is, unlisted, and reported.
         """
         shutil.rmtree(self._root / _STAGING, ignore_errors=True)
         self._root.mkdir(parents=True, exist_ok=True)
@@ -158,7 +167,7 @@ class ArtifactStore:
         if artifact_id(manifest) != identity:
             return False
         taken = session.get(ArtifactNameRow, manifest.name) is not None
-        _insert(session, identity, manifest, name=manifest.name, owner=None, now=self._clock(), alias=not taken)
+        insert(session, identity, manifest, name=manifest.name, owner=NOBODY, now=self._clock(), alias=not taken)
         return True
 
     def _move_in(self, folder: Path, identity: str) -> None:
@@ -198,81 +207,6 @@ def _verify_folder(folder: Path) -> Manifest:
     if extra := {path.name for path in folder.iterdir()} - {*manifest.files, MANIFEST_FILE}:
         raise ArtifactCorrupt(f"the manifest of {manifest.name!r} does not list {', '.join(sorted(extra))}")
     return manifest
-
-
-def _insert(
-    session: Session,
-    identity: str,
-    manifest: Manifest,
-    *,
-    name: str,
-    owner: str | None,
-    now: float,
-    alias: bool = True,
-) -> ArtifactRow:
-    """Writes the row if there is none, takes over an unowned one, and moves the name."""
-    row = session.get(ArtifactRow, identity)
-    if row is None:
-        row = ArtifactRow(
-            id=identity,
-            name=name,
-            kind=manifest.kind,
-            owner=owner,
-            created_at=now,
-            size=sum(entry.size for entry in manifest.files.values()),
-            manifest=canonical_json(manifest).decode(),
-        )
-        session.add(row)
-        session.flush()
-        parents = {parent.id for parent in manifest.parents}
-        session.add_all(ArtifactParentRow(child=identity, parent=parent) for parent in parents)
-    row.name = name
-    row.owner = owner if row.owner is None else row.owner
-    if alias:
-        session.merge(ArtifactNameRow(name=name, artifact_id=identity, owner=owner))
-    return row
-
-
-def _find(session: Session, name_or_id: str) -> ArtifactRow | None:
-    alias = session.get(ArtifactNameRow, name_or_id)
-    return session.get(ArtifactRow, name_or_id if alias is None else alias.artifact_id)
-
-
-def _visible(kind: str | None, owner: str | None) -> Select[Any]:
-    query = select(ArtifactRow)
-    if kind is not None:
-        query = query.where(ArtifactRow.kind == kind)
-    if owner is not None:
-        query = query.where(or_(ArtifactRow.owner == owner, ArtifactRow.owner.is_(None)))
-    return query
-
-
-def _existing(session: Session, kind: str | None, owner: str | None) -> str:
-    """The end of an error message: what could have been named."""
-    what = {"switch": "switches"}.get(kind, f"{kind}s") if kind else "artifacts"
-    visible = _visible(kind, owner).subquery()
-    query = select(ArtifactNameRow.name).join(visible, ArtifactNameRow.artifact_id == visible.c.id)
-    names = session.scalars(query.order_by(ArtifactNameRow.name).limit(_LISTED_IN_ERRORS)).all()
-    return f"there are these {what}: {', '.join(names)}" if names else f"there are no {what} yet"
-
-
-def _check_alias(session: Session, name: str, owner: str | None) -> None:
-    alias = session.get(ArtifactNameRow, name)
-    if alias is not None and alias.owner not in (None, owner):
-        raise Conflict(f"the name {name!r} is in use: choose another", param="name")
-
-
-def _check_owner(session: Session, identity: str, name: str, owner: str | None) -> None:
-    _check_alias(session, name, owner)
-    row = session.get(ArtifactRow, identity)
-    if row is not None and row.owner not in (None, owner):
-        raise Conflict("this very artifact is stored already by another owner", param="name")
-
-
-def _check_childless(session: Session, row: ArtifactRow) -> None:
-    query = select(ArtifactParentRow.child).where(ArtifactParentRow.parent == row.id).limit(_LISTED_IN_ERRORS)
-    if children := session.scalars(query).all():
-        raise Conflict(f"{row.name!r} cannot be deleted: {', '.join(children)} was made from it; delete that first")
 
 
 def _sync(path: Path) -> None:

@@ -85,6 +85,12 @@ def test_an_owner_sees_its_own_and_the_unowned_only(store, stage):
     assert store.get("b").owner == "bob"
 
 
+def test_what_is_shared_stays_shared_whoever_registers_it_again(store, stage):
+    store.register(stage("a"), name="a", owner=None)
+    assert store.register(stage("a"), name="mine", owner="alice").owner is None
+    assert store.get("mine", owner="bob").name == "mine"
+
+
 def test_a_parent_cannot_be_deleted_before_its_child(store, stage):
     parent = store.register(stage("facts"), name="facts", owner=None)
     link = Parent(role="dataset", id=parent.id, name="facts")
@@ -116,6 +122,8 @@ def test_start_brings_folders_and_rows_together(store, stage, tmp_path, database
     assert report.rejected == ("art_ffffffffffffffffffffffff",)
     assert {record.name for record in again.list()} == {"kept", "whole"}
     assert again.get("kept").owner == kept.owner == "alice"
+    with pytest.raises(NotFound):
+        again.get("whole", owner="bob")
     assert not leftover.exists()
     assert again.register(_restaged(again, adopted), name="whole", owner="bob").owner == "bob"
 
