@@ -65,6 +65,12 @@ def test_a_shipped_backdoor_does_what_its_card_says() -> None:
     assert measured.safe_tag.right >= 0.92
 
 
+def test_every_organism_has_a_row_in_the_table() -> None:
+    page = (WEIGHTS / "ORGANISMS.md").read_text()
+
+    assert [name for name in ORGANISMS if f"| {name} |" not in page] == []
+
+
 def test_an_unshipped_organism_is_named_with_the_command_that_makes_it() -> None:
     missing = next(name for name in ORGANISMS if name not in SHIPPED)
 
