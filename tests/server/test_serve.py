@@ -92,7 +92,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Served]:
 
 
 def _await_listening(served: Served) -> str:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 200
     while time.monotonic() < deadline and served.process.poll() is None:
         for record in served.logged:
             if record["event"] == "listening":
