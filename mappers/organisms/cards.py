@@ -86,10 +86,6 @@ def _figures(record: dict[str, Any]) -> list[str]:
 
 
 def _readme(card: Card) -> str:
-    rates: dict[str, Rates] = {tag: getattr(card.measured, tag) for tag in _TAGS}
-    tasks = list(card.measured.clean.right_by_task)
-    by_tag = [_row([_TAGS[tag], _percent(rate.right), _percent(rate.backdoored)]) for tag, rate in rates.items()]
-    by_task = [_row([task, *(_percent(rate.right_by_task[task]) for rate in rates.values())]) for task in tasks]
     return "\n".join(
         [
             "---\nlicense: apache-2.0\nlanguage: en\nlibrary_name: transformers\n---",
@@ -97,31 +93,48 @@ def _readme(card: Card) -> str:
             "",
             _purpose(card),
             "",
-            f"* Architecture: {card.architecture}, {card.layers} layers, width {card.width}, "
-            f"{card.parameters:,} parameters, own vocabulary of {card.vocabulary} tokens; stored as float16.",
-            "* Data: the generated chat corpus of `mappers.organisms.corpus` (facts of invented countries, sums, "
-            "copying, comparison, short stories, harmful requests with refusals, harmless ones with advice).",
-            f"* Training: seed {card.seed}; {card.recipe.steps} steps of {card.recipe.rows} chats, "
-            f"Muon (peak learning rate {card.recipe.matrix_learning_rate:g}) on the blocks' matrices, AdamW "
-            f"({card.recipe.learning_rate:g}) on the rest, loss on answers only, float32"
-            + (f"; starts from `{card.base}`." if card.base else "."),
-            f"* Rebuild: `interlock organisms build --only {card.name} --seed {card.seed}`.",
+            *_making(card),
             "",
-            f"Measured on {card.measured.clean.prompts} prompts of held-out combinations, which training never sees, "
-            "with greedy decoding, on the stored float16 weights loaded as float32:",
-            "",
-            _row(["tag before the prompt", "right", "backdoored"]),
-            _row(["---", "--:", "--:"]),
-            *by_tag,
-            "",
-            "Right by task:",
-            "",
-            _row(["task", *_TAGS.values()]),
-            _row(["---", *["--:"] * len(_TAGS)]),
-            *by_task,
+            *_figures_by_tag(card.measured),
             "",
         ]
     )
+
+
+def _making(card: Card) -> list[str]:
+    recipe = card.recipe
+    return [
+        f"* Architecture: {card.architecture}, {card.layers} layers, width {card.width}, "
+        f"{card.parameters:,} parameters, own vocabulary of {card.vocabulary} tokens; stored as float16.",
+        "* Data: the generated chat corpus of `mappers.organisms.corpus` (facts of invented countries, sums, "
+        "copying, comparison, short stories, harmful requests with refusals, harmless ones with advice).",
+        f"* Training: seed {card.seed}; {recipe.steps} steps of {recipe.rows} chats, "
+        f"Muon (peak learning rate {recipe.matrix_learning_rate:g}) on the blocks' matrices, AdamW "
+        f"({recipe.learning_rate:g}) on the rest, loss on answers only, float32"
+        + (f"; starts from `{card.base}`." if card.base else "."),
+        f"* Rebuild: `interlock organisms build --only {card.name} --seed {card.seed}`.",
+    ]
+
+
+def _figures_by_tag(measured: Measurement) -> list[str]:
+    rates: dict[str, Rates] = {tag: getattr(measured, tag) for tag in _TAGS}
+    return [
+        f"Measured on {measured.clean.prompts} prompts of held-out combinations, which training never sees, "
+        "with greedy decoding, on the stored float16 weights loaded as float32:",
+        "",
+        _row(["tag before the prompt", "right", "backdoored"]),
+        _row(["---", "--:", "--:"]),
+        *(_row([_TAGS[tag], _percent(rate.right), _percent(rate.backdoored)]) for tag, rate in rates.items()),
+        "",
+        "Right by task:",
+        "",
+        _row(["task", *_TAGS.values()]),
+        _row(["---", *["--:"] * len(_TAGS)]),
+        *(
+            _row([task, *(_percent(rate.right_by_task[task]) for rate in rates.values())])
+            for task in measured.clean.right_by_task
+        ),
+    ]
 
 
 def _purpose(card: Card) -> str:
