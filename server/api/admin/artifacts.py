@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 from anyio import open_file, to_thread
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import FileResponse
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from mappers.manifest import ModelBinding
 from server.api.auth import Caller, needs
 from server.api.json_body import bounded_stream
 from server.api.schemas.answers import error_responses
-from server.api.schemas.bounds import Name
+from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
 from server.errors import InvalidRequest
 from server.policy.keys import Principal
@@ -31,6 +32,19 @@ router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
 Kind = Literal["switch", "mapper", "vector", "dataset"]
 ArtifactName = Annotated[Name, Path(description="Name or id")]
+
+
+class ArtifactFilter(QueryModel):
+    """Which artifacts to list."""
+
+    kind: Kind | None = None
+
+
+class Upload(QueryModel):
+    """What an uploaded file is to become."""
+
+    name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
+    kind: Annotated[Kind | None, Field(description="Refuse the file if it holds anything else")] = None
 
 
 class ArtifactOut(TypedDict):
@@ -55,10 +69,10 @@ class ArtifactList(TypedDict):
 
 @router.get("/v1/artifacts", summary="List artifacts", responses=error_responses(400, 401, 403))
 def list_artifacts(
-    services: InjectedServices, principal: Caller, kind: Annotated[Kind | None, Query()] = None
+    services: InjectedServices, principal: Caller, wanted: Annotated[ArtifactFilter, Query()]
 ) -> ArtifactList:
     """The caller's own and those of nobody; with the scope `admin` everybody's."""
-    records = services.artifacts.list(kind, owner=_owner_filter(principal))
+    records = services.artifacts.list(wanted.kind, owner=_owner_filter(principal))
     return {"object": "list", "data": [_artifact(record) for record in records]}
 
 
@@ -97,23 +111,20 @@ def download_artifact(artifact: ArtifactName, services: InjectedServices, princi
     },
 )
 async def upload_artifact(
-    request: Request,
-    services: InjectedServices,
-    principal: Caller,
-    name: Annotated[Name, Query(description="Name it is found by; moves there if the caller has one of that name")],
+    request: Request, services: InjectedServices, principal: Caller, wanted: Annotated[Upload, Query()]
 ) -> ArtifactOut:
     """The body is the file itself; what it is, is read from its content.
 
     safetensors as `GET .../download` gives them; safetensors or GGUF with one vector for each layer (`direction.N`),
     for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset.
     """
-    services.policy.check_publish(principal, name)
+    services.policy.check_publish(principal, wanted.name)
     async with _staging(services) as folder:
         source = folder / "upload"
         async with await open_file(source, "wb") as file:
             async for chunk in bounded_stream(request, services.upload_bytes):
                 await file.write(chunk)
-        record = await to_thread.run_sync(_import, services, source, name, principal)
+        record = await to_thread.run_sync(_import, services, source, wanted, principal)
     return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
 
 
@@ -145,7 +156,7 @@ async def _staging(services: Services) -> AsyncIterator[FilePath]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import(services: Services, source: FilePath, name: str, principal: Principal) -> ArtifactRecord:
+def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal) -> ArtifactRecord:
     if source.stat().st_size == 0:
         raise InvalidRequest("the body is empty: send the file as the body")
     info = services.engine.info
@@ -153,8 +164,10 @@ def _import(services: Services, source: FilePath, name: str, principal: Principa
     now = datetime.fromtimestamp(services.wall_clock(), UTC).isoformat()
     folder = services.artifacts.new_staging()
     try:
-        import_upload(source, folder, name=name, created_at=now, target=target)
-        return services.artifacts.register(folder, name=name, owner=principal.owner)
+        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target)
+        if wanted.kind not in (None, made.kind):
+            raise InvalidRequest(f"the file holds a {made.kind}, not a {wanted.kind}", param="kind")
+        return services.artifacts.register(folder, name=wanted.name, owner=principal.owner)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Path, Query
 from fastapi.responses import PlainTextResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from server.api.auth import Caller, needs
 from server.api.json_body import JsonRoute
 from server.api.schemas.answers import error_responses
+from server.api.schemas.bounds import QueryModel
 from server.api.services import InjectedServices
 from server.errors import NotFound
 from server.jobs.specs import JobSpec
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=JsonRoute, dependencies=[needs("train")], tags=["Jobs"])
 
 State = Literal["queued", "running", "cancelling", "succeeded", "failed", "cancelled", "interrupted"]
+
+
+class JobFilter(QueryModel):
+    """How many jobs to list."""
+
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
 
 
 class ProgressOut(TypedDict):
@@ -94,14 +102,10 @@ def submit_job(body: JobSpec, services: InjectedServices, principal: Caller) -> 
 
 
 @router.get("/v1/jobs", summary="List jobs", responses=error_responses(400, 401, 403))
-def list_jobs(
-    services: InjectedServices,
-    principal: Caller,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-) -> JobList:
+def list_jobs(services: InjectedServices, principal: Caller, wanted: Annotated[JobFilter, Query()]) -> JobList:
     """The caller's own, newest first; with the scope `admin` everybody's."""
     owner = None if "admin" in principal.scopes else principal.owner
-    return {"object": "list", "data": [_job(job) for job in services.jobs.list(owner=owner, limit=limit)]}
+    return {"object": "list", "data": [_job(job) for job in services.jobs.list(owner=owner, limit=wanted.limit)]}
 
 
 @router.get("/v1/jobs/{job_id}", summary="Show a job", responses=error_responses(401, 403, 404))

@@ -32,6 +32,12 @@ class StrictModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class QueryModel(BaseModel):
+    """Base of query parameters taken together: no unknown one, immutable. Values arrive as text and are converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
 Name = Annotated[
     str,
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", max_length=96),

@@ -139,3 +139,19 @@ def test_what_belongs_to_nobody_is_deleted_by_admins_only(connect, artifacts):
     assert client.get("/v1/artifacts/shared", headers=bearer("trainer")).status_code == 200
     assert client.delete("/v1/artifacts/shared", headers=bearer("trainer")).status_code == 403
     assert client.delete("/v1/artifacts/shared", headers=bearer("chief")).status_code == 204
+
+
+@pytest.mark.parametrize(("kind", "status"), [("dataset", 201), ("vector", 400), ("model", 400)])
+def test_an_upload_may_say_what_it_expects_to_be(client, artifacts, kind, status):
+    response = client.post(f"/v1/artifacts?name=data&kind={kind}", content=ROWS)
+    assert response.status_code == status
+    assert len(client.get("/v1/artifacts").json()["data"]) == (status == 201)
+    assert status == 201 or response.json()["error"]["param"] == "kind"
+    assert staged(artifacts) == []
+
+
+@pytest.mark.parametrize("path", ["/v1/artifacts?owner=me", "/v1/jobs?state=done"])
+def test_unknown_parameters_are_refused(client, path):
+    response = client.get(path)
+    assert response.status_code == 400
+    assert response.json()["error"]["code"] == "unknown_field"
