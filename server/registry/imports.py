@@ -28,6 +28,8 @@ MAX_BYTES = 64 << 20
 _MAX_LINE_READ = (1 << 18) + 2
 _VECTOR_DTYPES = ("F32", "F16")
 _MAX_HEADER = 100_000_000
+_MAX_NORM = 1e18
+"""Beyond it the squared norm overflows float32."""
 
 
 def import_upload(source: Path, folder: Path, *, name: str, created_at: str, target: ModelBinding | None) -> Manifest:
@@ -116,6 +118,10 @@ def _write_vector(
                 f"the vector of {site} has width {len(vector)}, but {target.model!r} has width {target.width}: "
                 "import it on a server of the model it was made for"
             )
+    norms = {str(site): float(np.linalg.norm(vector.astype(np.float64))) for site, vector in vectors.items()}
+    longest = max(norms, key=lambda site: norms[site])
+    if norms[longest] > _MAX_NORM:
+        raise DataError(f"the vector of {longest} has the norm {norms[longest]:.3g}: at most {_MAX_NORM:g} can be used")
     manifest = Manifest(
         kind="vector",
         name=name,
@@ -124,7 +130,7 @@ def _write_vector(
         sites=tuple(str(site) for site in sorted(vectors)),
         dtype="float32",
         training={"imported_sha256": sha256(source.read_bytes()).hexdigest()},
-        norms={str(site): float(np.linalg.norm(vector)) for site, vector in vectors.items()},
+        norms=norms,
     )
     header = {HEADER_KEY: canonical_json(manifest, with_files=False).decode()}
     with staged_file(folder, TENSOR_FILE) as path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mappers.artifact import artifact_id, verify
-from mappers.errors import ArtifactCorrupt, ArtifactMismatch, DataError
+from mappers.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, DataError
 from mappers.manifest import ModelBinding
 from mappers.sites import Site
 from mappers.tensors import load_vector
@@ -112,3 +113,26 @@ def test_real_control_vectors_are_imported(shared_data, upload):
     assert len(record.manifest.sites) == 28
     with pytest.raises(ArtifactMismatch, match="width 1536"):
         upload((shared_data / "vectors" / "happy_diffmean.gguf").read_bytes())
+
+
+def test_mutated_safetensors_are_taken_whole_or_refused(upload, tmp_path, store):
+    """Whatever bytes change, the answer is an artifact or a named refusal, never another exception."""
+    save_file({"direction.2": np.ones(4, np.float32), "direction.3": np.ones(4, np.float32)}, tmp_path / "plain")
+    ours = upload((tmp_path / "plain").read_bytes()).path / "tensors.safetensors"
+    chance = random.Random(3)
+    refused = taken = 0
+    for content in ((tmp_path / "plain").read_bytes(), ours.read_bytes()):
+        for _ in range(300):
+            mutated = bytearray(content)
+            for _ in range(chance.randint(1, 3)):
+                mutated[chance.randrange(len(mutated))] = chance.choice((0, 34, 44, 57, 123, 125, 255))
+            (tmp_path / "mutated").write_bytes(mutated)
+            folder = store.new_staging()
+            try:
+                import_upload(tmp_path / "mutated", folder, name="thing", created_at=CREATED, target=TARGET)
+                taken += 1
+            except (DataError, ArtifactError):
+                refused += 1
+                assert not (folder / "manifest.json").exists()
+    assert refused > 100
+    assert taken > 0
