@@ -46,7 +46,7 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
         if getattr(config, "auto_map", None) and not trust_remote_code:
-            raise ValueError("its config asks to run code of its own (auto_map), which is refused by default")
+            raise ValueError("its config asks to run code of its own (auto_map), which takes --trust-remote-code")
         refuse_inexact(config)
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
         model = AutoModelForCausalLM.from_pretrained(
@@ -78,4 +78,4 @@ def _looks_local(location: str) -> bool:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300].rstrip(".")
