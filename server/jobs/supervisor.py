@@ -30,7 +30,12 @@ from server.jobs.queue import JobQueue, Lease
 from server.jobs.specs import JOB_SPEC
 from server.registry.artifacts import ArtifactStore
 
-WORKER_COMMAND = (sys.executable, "-m", "server.jobs.worker")
+_BOOT = (
+    f"import sys; sys.path.append({str(Path(__file__).parents[2])!r}); "
+    "from server.jobs.worker import main; sys.exit(main())"
+)
+WORKER_COMMAND = (sys.executable, "-P", "-c", _BOOT)
+"""Like ``python -m server.jobs.worker``, but never a package ``server`` that happens to lie where the server runs."""
 
 _RETRY_S = 1.0
 _log = structlog.get_logger(__name__)

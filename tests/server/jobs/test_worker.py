@@ -103,7 +103,7 @@ def trained(queue: JobQueue, job_id: str, attempt: int) -> list[int]:
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "server.jobs.worker" in child.cmdline()]
+    return [child for child in psutil.Process().children() if "server.jobs.worker" in " ".join(child.cmdline())]
 
 
 def test_a_job_survives_a_killed_worker_and_a_stopped_server(queue, make_service, order, artifacts):
@@ -183,6 +183,16 @@ def test_a_worker_dies_with_its_server_even_if_its_input_stays_open(environment,
         os.close(descriptor)
     parent.stdout.close()
     assert not alive
+
+
+def test_another_package_of_that_name_where_the_server_runs_is_not_taken(environment, tmp_path):
+    (tmp_path / "server").mkdir()
+    (tmp_path / "server" / "__init__.py").write_text("raise SystemExit(77)")
+    (tmp_path / "sys.py").write_text("raise SystemExit(78)")
+    del environment["PYTHONPATH"]
+    ended = subprocess.run(WORKER_COMMAND, input=b"", cwd=tmp_path, env=environment, capture_output=True, check=False)
+    assert ended.returncode == 1
+    assert b"WorkOrder" in ended.stderr
 
 
 def test_a_worker_ends_when_its_input_does(environment, order):
