@@ -41,7 +41,7 @@ def submit(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job.
+    """Submit a job. The parameters of each kind are listed by the server itself: URL/docs, POST /v1/jobs.
 
     Example: interlock jobs submit train_switch --name safe --set base=base --set dataset=prompts
     --set 'sites=[{"layer": 2}]' --watch
