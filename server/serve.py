@@ -23,7 +23,6 @@ from server.api.app import create_app
 from server.api.services import Services
 from server.banner import print_banner
 from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, owned
-from server.engine.engine import Engine
 from server.engine.loader import EngineOptions, build_engine, pick_dtype
 from server.interventions.catalog import Catalog
 from server.jobs.attempt import Patience
@@ -87,9 +86,9 @@ def running_services(settings: Settings, draining: threading.Event) -> Iterator[
         stack.callback(database.close)
         artifacts = ArtifactStore(settings.data_dir / ARTIFACTS_FOLDER, database, clock=time.time)
         _reconcile(artifacts)
-        engine, services = _assemble(settings, database, artifacts, draining)
-        engine.start()
-        stack.callback(engine.stop)
+        services = _assemble(settings, database, artifacts, draining)
+        services.engine.start()
+        stack.callback(services.engine.stop)
         services.jobs.start()
         stack.callback(services.jobs.stop)
         yield services
@@ -117,16 +116,14 @@ def pick_device(wanted: str) -> str:
     return "cuda" if available and wanted != "cpu" else "cpu"
 
 
-def _assemble(
-    settings: Settings, database: Database, artifacts: ArtifactStore, draining: threading.Event
-) -> tuple[Engine, Services]:
+def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, draining: threading.Event) -> Services:
     loaded = _load(settings)
     limits = EngineOptions(settings.max_batch, settings.max_waiting, settings.prefill_tokens, settings.max_context)
     engine, codec = build_engine(loaded, limits, name=settings.model_name)
     catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength)
     if settings.switch is not None:
         catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch"))
-    services = Services(
+    return Services(
         engine=engine,
         codec=codec,
         catalog=catalog,
@@ -137,7 +134,6 @@ def _assemble(
         metrics=Metrics(CollectorRegistry(), engine.info.name),
         not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
     )
-    return engine, services
 
 
 def _load(settings: Settings) -> LoadedModel:

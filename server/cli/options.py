@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -65,15 +65,9 @@ def _option_type(annotation: Any) -> Any:
         return annotation
     if get_origin(annotation) is dict:
         return list[str]
-    plain = [kind for kind in (bool, int, float, Path) if annotation is kind or _first_type(annotation) is kind]
-    return plain[0] if plain else str
-
-
-def _first_type(annotation: Any) -> Any:
-    """``int`` of ``Annotated[int, ...] | None``."""
-    while get_args(annotation):
+    while get_args(annotation):  # int of Annotated[int, ...] | None
         annotation = get_args(annotation)[0]
-    return annotation
+    return annotation if annotation in (bool, int, float, Path) else str
 
 
 def _help(name: str, field: FieldInfo) -> str:
@@ -81,8 +75,3 @@ def _help(name: str, field: FieldInfo) -> str:
     default = f" Default: {field.default}." if known_default else ""
     required = " Required." if field.is_required() else ""
     return f"{field.description}{required}{default} [dim]{ENV_PREFIX}{name.upper()}[/dim]"
-
-
-def unlisted_settings(panels: Mapping[str, tuple[str, ...]] = PANELS) -> set[str]:
-    """Settings that no panel shows; a test keeps this empty."""
-    return set(Settings.model_fields) - {name for names in panels.values() for name in names}
