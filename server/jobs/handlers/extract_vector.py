@@ -33,6 +33,13 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
             "tokens": sum(map(len, sequences)),
         }
     vectors = {site: difference_in_means(means["positive"][site], means["negative"][site]) for site in sites}
+    training: dict[str, JsonValue] = {
+        "job": job.order.job_id,
+        "method": "difference_in_means",
+        "position": parameters.position,
+        "max_length": parameters.max_length,
+        "datasets": facts,
+    }
     manifest = Manifest(
         kind="vector",
         name=job.order.spec.name,
@@ -40,13 +47,7 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
         target=binding(name, loaded),
         sites=tuple(map(str, sites)),
         dtype="float32",
-        training={
-            "job": job.order.job_id,
-            "method": "difference_in_means",
-            "position": parameters.position,
-            "max_length": parameters.max_length,
-            "datasets": facts,
-        },
+        training=training,
         parents=tuple(job.parent(role, references[role]) for role in DATASET_ROLES),
     )
     save_vector(job.staging, vectors, manifest)

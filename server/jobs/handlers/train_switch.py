@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from math import isfinite
 
 from pydantic import JsonValue
 
+from mappers.errors import TrainingError
 from mappers.exchanges import Exchange, read_rows, require_twins
 from mappers.fit import Fit
 from mappers.loading import LoadedModel
@@ -29,13 +31,9 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
     entries = list(read_rows(tuned, job.rows(parameters.dataset), max_length=parameters.max_length))
     exchanges = complete(job, base, entries, parameters)
     training, validation = split(exchanges, parameters.validation_fraction, parameters.seed)
-    job.stage("measuring without the switch")
-    before = evaluate_switch({}, tuned, base, validation)
+    before = _measure(job, "off", {}, tuned, base, validation)
     mappers, losses = _fit(job, parameters, tuned, base, training, validation)
-    job.stage("measuring with the switch")
-    after = evaluate_switch(mappers, tuned, base, validation)
-    effect = {f"{name}_off": value for name, value in before.items()}
-    effect |= {f"{name}_on": value for name, value in after.items()}
+    effect = before | _measure(job, "on", mappers, tuned, base, validation)
     facts: dict[str, JsonValue] = {
         "base": binding(parameters.base, base).model_dump(),
         "losses": dict(losses),
@@ -56,6 +54,22 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
         parents=(job.parent("dataset", parameters.dataset),),
     )
     save_switch(job.staging, mappers, manifest)
+
+
+def _measure(
+    job: JobContext,
+    suffix: str,
+    mappers: Mapping[Site, Mapper],
+    tuned: LoadedModel,
+    base: LoadedModel,
+    validation: Sequence[Exchange],
+) -> dict[str, float]:
+    """What the held-out exchanges say, named ``<figure>_<suffix>``; raises TrainingError for what is not finite."""
+    job.stage(f"measuring with the switch {suffix}")
+    measured = evaluate_switch(mappers, tuned, base, validation)
+    if odd := [name for name, value in measured.items() if not isfinite(value)]:
+        raise TrainingError(f"with the switch {suffix}, {', '.join(odd)} is not finite: load the models in float32")
+    return {f"{name}_{suffix}": value for name, value in measured.items()}
 
 
 def _fit(

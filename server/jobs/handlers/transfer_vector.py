@@ -6,6 +6,7 @@ Shapes: D width of the target model, S of the source model.
 from __future__ import annotations
 
 import torch
+from pydantic import JsonValue
 from torch import Tensor
 
 from mappers.activations.collect import collect
@@ -39,32 +40,30 @@ def transfer_vector(job: JobContext, parameters: TransferVector) -> None:
     else:
         job.stage("mapping")
         mapped_D = transfer_linear(mapper, v_S)
-    scaled_D, scaling = _rescaled(job, parameters, manifest, mapper_manifest, mapped_D)
-    save_vector(
-        job.staging,
-        {target_site: scaled_D},
-        Manifest(
-            kind="vector",
-            name=job.order.spec.name,
-            created_at=job.order.created_at,
-            target=mapper_manifest.target,
-            source=mapper_manifest.source,
-            sites=(str(target_site),),
-            source_sites=(str(source_site),),
-            dtype="float32",
-            training={"job": job.order.job_id, "source_vector": dict(manifest.training)},
-            effect=scaling,
-            parents=(job.parent("vector", parameters.vector), job.parent("mapper", parameters.mapper)),
-            transfer={
-                "rule": parameters.rule,
-                "vector": manifest.name,
-                "mapper": mapper_manifest.name,
-                "rescale": parameters.rescale.model_dump(mode="json") if parameters.rescale else None,
-                "norm_source": float(v_S.norm()),
-                "norm_mapped": float(mapped_D.norm()),
-            },
-        ),
+    scaled_D, effect = _rescaled(job, parameters, manifest, mapper_manifest, mapped_D)
+    transfer: dict[str, JsonValue] = {
+        "rule": parameters.rule,
+        "vector": manifest.name,
+        "mapper": mapper_manifest.name,
+        "rescale": parameters.rescale.model_dump(mode="json") if parameters.rescale else None,
+        "norm_source": float(v_S.norm()),
+        "norm_mapped": float(mapped_D.norm()),
+    }
+    transferred = Manifest(
+        kind="vector",
+        name=job.order.spec.name,
+        created_at=job.order.created_at,
+        target=mapper_manifest.target,
+        source=mapper_manifest.source,
+        sites=(str(target_site),),
+        source_sites=(str(source_site),),
+        dtype="float32",
+        training={"job": job.order.job_id, "source_vector": dict(manifest.training)},
+        effect=effect,
+        parents=(job.parent("vector", parameters.vector), job.parent("mapper", parameters.mapper)),
+        transfer=transfer,
     )
+    save_vector(job.staging, {target_site: scaled_D}, transferred)
 
 
 def _by_pairs(job: JobContext, vector: Manifest, mapper_manifest: Manifest, mapper: Mapper) -> Tensor:

@@ -33,7 +33,7 @@ def make_supervisor(queue, artifacts, models, tmp_path) -> Iterator[Callable[...
 
     def make(**patience: float) -> Supervisor:
         config = SupervisorConfig(
-            patience=Patience(**{"silence_s": 20.0, "grace_s": 10.0, **patience}),
+            patience=Patience(**{"silence_s": 90.0, "grace_s": 10.0, **patience}),
             command=(sys.executable, str(FAKE_WORKER), str(tmp_path / "pids")),
             environment={"PYTHONPATH": str(REPOSITORY)},
         )
@@ -46,7 +46,7 @@ def make_supervisor(queue, artifacts, models, tmp_path) -> Iterator[Callable[...
 
 
 def wait(queue: JobQueue, job_id: str, until: Callable[[Job], bool]) -> Job:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 100
     while not until(job := queue.get(job_id)):
         assert time.monotonic() < deadline, job
         time.sleep(0.02)
@@ -123,10 +123,12 @@ def test_a_worker_that_made_nothing_fails(queue, submit, make_supervisor, artifa
     assert artifacts.list() == []
 
 
-@pytest.mark.parametrize(("name", "reason"), [("hangs", "no sign of life"), ("babbles", "what no worker writes")])
-def test_silence_and_nonsense_end_a_worker(queue, submit, make_supervisor, pids, name, reason):
+@pytest.mark.parametrize(
+    ("name", "reason", "silence_s"), [("hangs", "no sign of life", 1.0), ("babbles", "what no worker writes", 60.0)]
+)
+def test_silence_and_nonsense_end_a_worker(queue, submit, make_supervisor, pids, name, reason, silence_s):
     job_id = submit(name=name).id
-    make_supervisor(silence_s=1.0).start()
+    make_supervisor(silence_s=silence_s).start()
     job = wait(queue, job_id, ended)
     assert job.state == JobState.INTERRUPTED
     assert job.error is not None
