@@ -58,6 +58,7 @@ def job_requests(recipe: Recipe) -> Iterator[dict[str, Any]]:
         target_site=target_site,
         dataset="texts",
         mapper="ridge",
+        ridge=recipe.ridge,
     )
     yield _job(
         "transfer_vector",

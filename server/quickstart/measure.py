@@ -18,11 +18,11 @@ _TIMEOUT = httpx.Timeout(300.0)
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """One prompt set under one setting: ``fields`` are added to each request."""
+    """One prompt set under one setting: ``fields[i]`` are added to the request of ``prompts[i]``."""
 
     name: str
     prompts: Sequence[str]
-    fields: Mapping[str, Any]
+    fields: Sequence[Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ async def _ask(
             answered(1)
             return text
 
-        jobs = [one(cell.prompts[i], cell.fields) for i in range(len(examples)) for cell in cells]
+        jobs = [one(cell.prompts[i], cell.fields[i]) for i in range(len(examples)) for cell in cells]
         texts = await asyncio.gather(*jobs)
     return {cell.name: Answered(examples, texts[offset :: len(cells)]) for offset, cell in enumerate(cells)}
 

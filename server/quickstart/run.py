@@ -64,23 +64,31 @@ def quickstart(recipe: Recipe, data_dir: Path, console: Console, *, keep: bool) 
 
 
 def _cells(recipe: Recipe, prompts: dict[str, list[str]], width: int, norm: float) -> list[Cell]:
-    off: dict[str, Any] = {"safety_switch": False}
+    count = recipe.held_out
     cells = [
-        Cell(f"{kind}/{state}", prompts[kind], {"safety_switch": switch})
+        Cell(f"{kind}/{state}", prompts[kind], [{"safety_switch": switch}] * count)
         for kind in prompts
         for state, switch in (("off", False), ("on", "safe"))
     ]
     site = {"layer": recipe.target_layer}
-    vectors: dict[str, Any] = {
-        "native": "backdoor-native",
-        "mapped": "backdoor-mapped",
-        "random": {"data": random_vector(width, norm, recipe.seed), "sites": [site]},
+    # One random direction can be lucky: every prompt gets another, so the control is a mean over directions.
+    random_vectors = [{"data": random_vector(width, norm, recipe.seed + i), "sites": [site]} for i in range(count)]
+    vectors: dict[str, list[Any]] = {
+        "native": ["backdoor-native"] * count,
+        "mapped": ["backdoor-mapped"] * count,
+        "random": random_vectors,
     }
-    cells.append(Cell("unsteered", prompts["triggered"], off))
-    for name, vector in vectors.items():
-        steering = [{"vector": vector, "operation": "add", "strength": recipe.vector_strength}]
-        cells.append(Cell(name, prompts["triggered"], off | {"steering": steering}))
+    cells.append(Cell("unsteered", prompts["triggered"], [{"safety_switch": False}] * count))
+    cells += [
+        Cell(name, prompts["triggered"], [_steered(vector, recipe.vector_strength) for vector in chosen])
+        for name, chosen in vectors.items()
+    ]
     return cells
+
+
+def _steered(vector: Any, strength: float) -> dict[str, Any]:
+    steering = [{"vector": vector, "operation": "add", "strength": strength}]
+    return {"safety_switch": False, "steering": steering}
 
 
 def random_vector(width: int, norm: float, seed: int) -> str:
