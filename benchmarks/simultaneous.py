@@ -12,8 +12,9 @@ import torch
 from benchmarks.workload import autoencoder_switch, prompts, random_llama, vector
 from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine
+from server.engine.request import GenerationRequest
 from server.interventions.catalog import ResolvedIntervention
-from server.types import Event, Failed, Finished, GenerationRequest, SamplingParams
+from server.types import Event, Failed, Finished, SamplingParams
 
 PROMPT, NEW = 32, 64
 

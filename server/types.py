@@ -1,18 +1,16 @@
 """The vocabulary shared by HTTP layer, interventions and engine; a leaf without torch.
 
-A request crosses the server as :class:`GenerationRequest` and comes back as a stream of :data:`Event`.
+What a request asks for comes in as :class:`InterventionSpec` and :class:`SamplingParams`, and goes out as a stream of
+:data:`Event`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mappers.sites import Site
-
-if TYPE_CHECKING:
-    from server.interventions.catalog import ResolvedIntervention
 
 Operation = Literal["switch", "add", "ablate", "clamp"]
 FinishReason = Literal["stop", "length"]
@@ -92,17 +90,6 @@ class SamplingParams:
 
 
 @dataclass(frozen=True, slots=True)
-class GenerationRequest:
-    """One row: a prompt, how to sample, and interventions whose tensors are already resident."""
-
-    id: str
-    prompt_ids: tuple[int, ...]
-    sampling: SamplingParams
-    interventions: tuple[ResolvedIntervention, ...] = ()
-    owner: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class TokenLogprob:
     """Log-probability (natural log, of the model's distribution before sampling settings) of one token."""
 
@@ -165,14 +152,6 @@ class Failed:
 
 
 Event = PromptScored | TokensGenerated | Finished | Failed
-
-
-@dataclass(frozen=True, slots=True)
-class InterventionUpdate:
-    """A change of a running generation from its next token on: each part given replaces that part, None leaves it."""
-
-    switch: tuple[ResolvedIntervention, ...] | None = None
-    steering: tuple[ResolvedIntervention, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from server.engine.request import GenerationRequest
 from server.errors import GenerationFailed
 from server.metrics import Metrics, RowTimer
-from server.types import Event, Failed, Finished, GenerationRequest, TokensGenerated
+from server.types import Event, Failed, Finished, TokensGenerated
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine

@@ -15,6 +15,7 @@ from queue import Empty, SimpleQueue
 import structlog
 import torch
 
+from server.engine.request import GenerationRequest, InterventionUpdate
 from server.engine.row import Row
 from server.engine.runner import Runner, StepResult
 from server.engine.sampling import SamplingPlan, chosen_logprobs, draw
@@ -30,8 +31,6 @@ from server.types import (
     Finished,
     FinishReason,
     GenerationInfo,
-    GenerationRequest,
-    InterventionUpdate,
     ModelInfo,
     PromptScored,
     TokenLogprob,

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from server.types import Event, GenerationRequest, TokenLogprob
+from server.engine.request import GenerationRequest
+from server.types import Event, TokenLogprob
 
 if TYPE_CHECKING:
     from server.engine.text import RowText

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mappers.errors import UnsupportedArchitecture
+from server.engine.request import GenerationRequest
 from server.engine.row import Row
 from server.engine.runner import Runner
 from server.engine.scheduler import Scheduler
 from server.engine.text import RowText, TextCodec
 from server.interventions.active import ActiveIntervention
 from server.interventions.catalog import ResolvedIntervention
-from server.types import Apply, GenerationRequest, SamplingParams
+from server.types import Apply, SamplingParams
 
 _LENGTHS = (13, 5)
 _DECODED = 3

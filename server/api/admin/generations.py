@@ -15,9 +15,10 @@ from server.api.openai.generation import request_of
 from server.api.schemas.answers import error_responses
 from server.api.schemas.interventions import GenerationPatch
 from server.api.services import InjectedServices, Services
+from server.engine.request import InterventionUpdate
 from server.errors import NotFound
 from server.policy.keys import Principal
-from server.types import GenerationInfo, InterventionUpdate
+from server.types import GenerationInfo
 
 if TYPE_CHECKING:
     from server.interventions.catalog import ResolvedIntervention

@@ -14,9 +14,10 @@ from server.api.rows import Rows
 from server.api.schemas.answers import Answer
 from server.api.schemas.sampling import SamplingFields
 from server.api.services import Services
+from server.engine.request import GenerationRequest
 from server.errors import ContextLengthExceeded, NotFound, Overloaded
 from server.policy.keys import Principal
-from server.types import GenerationRequest, InterventionSpec
+from server.types import InterventionSpec
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt

@@ -6,6 +6,7 @@ import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 
+from server.engine.request import GenerationRequest, InterventionUpdate
 from server.engine.text import EncodedPrompt
 from server.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from server.jobs.model import Job, JobEvent, JobState
@@ -14,10 +15,8 @@ from server.types import (
     Event,
     Finished,
     GenerationInfo,
-    GenerationRequest,
     InlineVector,
     InterventionSpec,
-    InterventionUpdate,
     ModelInfo,
     PromptScored,
     Receipt,

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from server.types import GenerationRequest, SamplingParams
+from server.engine.request import GenerationRequest
+from server.types import SamplingParams
 from tests.server.api.conftest import CHAT, COMPLETION, bearer, ring
 
 PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready")}

@@ -24,7 +24,8 @@ from transformers import (
 from mappers.architectures import config_digest, discover
 from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine
-from server.types import Failed, Finished, GenerationRequest, PromptScored, SamplingParams, TokensGenerated
+from server.engine.request import GenerationRequest
+from server.types import Failed, Finished, PromptScored, SamplingParams, TokensGenerated
 
 # Tiny models gain nothing from more threads, and lose much to a loaded machine.
 torch.set_num_threads(1)

@@ -3,17 +3,9 @@
 import pytest
 import torch
 
+from server.engine.request import GenerationRequest, InterventionUpdate
 from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
-from server.types import (
-    NONE,
-    Apply,
-    Failed,
-    Finished,
-    GenerationRequest,
-    InterventionUpdate,
-    Positions,
-    SamplingParams,
-)
+from server.types import NONE, Apply, Failed, Finished, Positions, SamplingParams
 from tests.server.engine.conftest import Harness, greedy, tiny_model
 from tests.server.engine.interventions import switch, vector
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from mappers.sites import Site
+from server.engine.request import InterventionUpdate
 from server.engine.runner import Runner
 from server.interventions.catalog import ResolvedIntervention
-from server.types import NONE, Apply, Failed, Finished, InterventionUpdate, Positions, SamplingParams
+from server.types import NONE, Apply, Failed, Finished, Positions, SamplingParams
 from tests.server.engine.conftest import Harness, greedy, tiny_model
 from tests.server.engine.interventions import direction, switch, vector
 

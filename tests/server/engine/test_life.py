@@ -8,8 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from server.engine.request import GenerationRequest, InterventionUpdate
 from server.errors import Conflict, NotFound, Overloaded
-from server.types import Failed, Finished, GenerationRequest, InterventionUpdate, SamplingParams
+from server.types import Failed, Finished, SamplingParams
 from tests.server.engine.conftest import Harness, greedy, tiny_model
 from tests.server.engine.interventions import switch, vector
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from server.engine import sampling
+from server.engine.request import GenerationRequest
 from server.engine.row import Row
 from server.engine.sampling import SamplingPlan, chosen_logprobs, draw, token_logprobs
-from server.types import GenerationRequest, SamplingParams
+from server.types import SamplingParams
 
 VOCAB = 300
 

@@ -8,9 +8,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from server.engine.request import GenerationRequest
 from server.engine.row import Row
 from server.engine.scheduler import Scheduler
-from server.types import GenerationRequest, SamplingParams
+from server.types import SamplingParams
 
 WITHOUT_TORCH = """
 import sys

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from server.engine.request import GenerationRequest
 from server.policy.policy import Policy
-from server.types import Apply, GenerationRequest, Positions, SamplingParams
+from server.types import Apply, Positions, SamplingParams
 from tests.server.api.conftest import bearer, ring
 
 ID = "chatcmpl-0a"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from server.types import GenerationRequest, SamplingParams
+from server.engine.request import GenerationRequest
+from server.types import SamplingParams
 from tests.server.api.conftest import COMPLETION
 
 
