@@ -66,12 +66,14 @@ class Runner:
         """Computes the batch's tokens and applies its interventions. Raises what the model raises."""
         starts = [row.computed for row in batch.rows]
         width = max(batch.counts)
-        columns_BQ = torch.tensor(starts, device=self.device)[:, None] + torch.arange(width, device=self.device)
+        # A shorter row is padded in front, so that the last logits are those needed; its padding is written behind it.
+        padding_B1 = torch.tensor([width - count for count in batch.counts], device=self.device)[:, None]
+        turned_BQ = (torch.arange(width, device=self.device) - padding_B1) % width
+        columns_BQ = torch.tensor(starts, device=self.device)[:, None] + turned_BQ
         attended = max(starts) + width
         slots = [row.slot for row in batch.rows]
         self.cache.reserve(max(slots) + 1, attended)
         self.cache.aim(KvWindow(slots, columns_BQ, attended))
-        keep = self._logits_to_keep(batch)
         arguments: dict[str, Any] = {
             "input_ids": self._input_ids(batch, width),
             # Padding may lie beyond the context, where learned positions have no entry.
@@ -81,13 +83,15 @@ class Runner:
             "use_cache": True,
         }
         if self._selects_logits:
-            arguments["logits_to_keep"] = keep if keep is not None else 0
+            # An index, not a count: a slice of the last tokens is no matrix, and its product with the vocabulary slow.
+            last = torch.tensor([width - 1], device=self.device)
+            arguments["logits_to_keep"] = 0 if any(_scores_prompt(row) for row in batch.rows) else last
         self._hooks.begin(self._planned(batch, width))
         try:
-            logits_BKV = self._model(**arguments).logits
+            logits_BQV = self._model(**arguments).logits
         finally:
             failed_rows = self._hooks.end()
-        return self._result(batch, logits_BKV, keep, failed_rows)
+        return self._result(batch, logits_BQV, failed_rows)
 
     def close(self) -> None:
         """Takes the hooks off the model."""
@@ -97,54 +101,43 @@ class Runner:
         ids = []
         for row, count in zip(batch.rows, batch.counts, strict=True):
             chunk = row.tokens[row.computed : row.computed + count]
-            ids.append(chunk + chunk[-1:] * (width - count))
+            ids.append(chunk[-1:] * (width - count) + chunk)
         return torch.tensor(ids, device=self.device)
 
     def _planned(self, batch: Batch, width: int) -> BatchPlan:
         if not any(row.interventions for row in batch.rows):
             return BatchPlan({}, ())
-        rows = [
-            PlanRow(i, row.computed, count, row.prompt_len, row.interventions)
-            for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True))
-        ]
         key: tuple[object, ...] = ()
         if batch.phase == "decode":
             key = tuple((row, row.revision, _touches(row)) for row in batch.rows)
             if key == self._plan_key:
                 return self._plan
+        rows = [
+            PlanRow(i, row.computed, count, row.prompt_len, row.interventions)
+            for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True))
+        ]
         self._plan_key, self._plan = key, BatchPlan.build(rows, width, self.device)
         return self._plan
 
-    def _logits_to_keep(self, batch: Batch) -> Tensor | None:
-        """Offsets whose logits are needed, or None for all of them."""
-        if not self._selects_logits or any(_scores_prompt(row) for row in batch.rows):
-            return None
-        offsets = {count - 1 for count in batch.counts}
-        return torch.tensor(sorted(offsets), device=self.device)
-
-    def _result(self, batch: Batch, logits_BKV: Tensor, keep: Tensor | None, failed_rows: dict[int, str]) -> StepResult:
-        offsets = keep.tolist() if keep is not None else list(range(logits_BKV.shape[1]))
-        place = {offset: i for i, offset in enumerate(offsets)}
+    def _result(self, batch: Batch, logits_BQV: Tensor, failed_rows: dict[int, str]) -> StepResult:
         ready: list[int] = []
         for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True)):
             if i in failed_rows:
                 continue
             if _scores_prompt(row):
-                self._score_prompt(row, logits_BKV[i], count)
+                self._score_prompt(row, logits_BQV[i, -count:])
             if row.computed + count >= len(row.tokens):
                 ready.append(i)
-        columns = [place[batch.counts[i] - 1] for i in ready]
-        # A decode step needs every row's only column: a view, where indexing would copy the whole vocabulary.
-        every = len(ready) == len(batch.rows) and logits_BKV.shape[1] == 1
-        logits_BV = (logits_BKV[:, 0] if every else logits_BKV[ready, columns]).float()
+        # A decode step needs every row: a view, where indexing would copy the whole vocabulary.
+        logits_BV = logits_BQV[:, -1] if len(ready) == len(batch.rows) else logits_BQV[ready, -1]
         return StepResult(
             tuple(batch.rows[i] for i in ready),
-            logits_BV,
+            logits_BV.float(),
             {batch.rows[i]: reason for i, reason in failed_rows.items()},
         )
 
-    def _score_prompt(self, row: Row, logits_QV: Tensor, count: int) -> None:
-        scored = row.tokens[row.computed + 1 : min(row.computed + count + 1, row.prompt_len)]
+    def _score_prompt(self, row: Row, logits_QV: Tensor) -> None:
+        scored = row.tokens[row.computed + 1 : min(row.computed + len(logits_QV) + 1, row.prompt_len)]
         logprobs_KV = logits_QV[: len(scored)].float().log_softmax(-1)
         row.prompt_logprobs += token_logprobs(logprobs_KV, scored, row.request.sampling.prompt_logprobs or 0)
 

@@ -1,7 +1,7 @@
 """The plan of one forward: per site, groups of token rows that undergo one operation together.
 
 Shapes: B batch rows, T tokens a row in this forward, D width, K tokens and V distinct vectors of a group. A token of
-the batch is numbered ``row * T + offset``.
+the batch is numbered ``row * T + offset``; a row that computes fewer than T is padded in front.
 
 Several interventions of one row at one site act in the order of the request: the k-th of every row forms round k, so
 within a round the groups touch different tokens and the rows of all requests share one matrix product a mapper.
@@ -154,7 +154,8 @@ class BatchPlan:
                     continue
                 in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
                 touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt))
-                tokens = [row.index * tokens_per_row + offset for offset in offsets]
+                first = (row.index + 1) * tokens_per_row - row.count
+                tokens = [first + offset for offset in offsets]
                 for site in resolved.sites:
                     turn = rounds.get(site, 0)
                     rounds[site] = turn + 1
