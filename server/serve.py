@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +44,9 @@ from server.types import InterventionSpec, ModelInfo
 
 _log = structlog.get_logger(__name__)
 
+_SWITCH_INTERVAL_S = 0.0005
+"""The engine's thread holds the interpreter for most of a step; at the default of 5 ms the event loop starves."""
+
 
 def run(settings: Settings) -> None:
     """Serves until SIGTERM or SIGINT, then lets running requests finish and returns.
@@ -50,6 +54,7 @@ def run(settings: Settings) -> None:
     Raises an InterlockError, before anything listens, where this model cannot be served with these settings.
     """
     configure_logging(settings.log_level)
+    sys.setswitchinterval(_SWITCH_INTERVAL_S)
     transformers_logging.disable_progress_bar()
     draining = threading.Event()
     with (

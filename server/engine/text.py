@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,6 +15,17 @@ from server.errors import InvalidRequest
 
 _CONTEXT_TOKENS = 6
 _UNFINISHED = "\ufffd"
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the rest from U+0100 on."""
+    own = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in own]
+    return {chr(byte): byte for byte in own} | {chr(256 + i): byte for i, byte in enumerate(others)}
+
+
+_BYTE_OF = _byte_alphabet()
 _LONGEST_CHARACTER = 4
 
 
@@ -41,6 +53,7 @@ class TextCodec:
 
     def __init__(self, tokenizer: Any, vocab_size: int) -> None:
         self._tokenizer = tokenizer
+        self._byte_level = _is_byte_level(tokenizer)
         self.vocab_size = vocab_size
         self.token_text = lru_cache(maxsize=65536)(self._token_text)
 
@@ -102,7 +115,12 @@ class TextCodec:
         return text
 
     def token_bytes(self, token_id: int) -> bytes:
-        """UTF-8 bytes of one token's text."""
+        """The bytes that one token stands for, also where they are only a part of a character."""
+        piece = str(self._tokenizer.convert_ids_to_tokens(token_id))
+        if fallback := _BYTE_TOKEN.fullmatch(piece):
+            return bytes([int(fallback[1], 16)])
+        if self._byte_level and all(character in _BYTE_OF for character in piece):
+            return bytes(_BYTE_OF[character] for character in piece)
         return self.token_text(token_id).encode("utf-8", "replace")
 
     def _token_text(self, token_id: int) -> str:
@@ -168,6 +186,11 @@ def _whole_characters(codec: TextCodec, prompt_ids: Sequence[int]) -> list[int]:
         if not codec.decode(ids).startswith(_UNFINISHED):
             break
     return ids
+
+
+def _is_byte_level(tokenizer: Any) -> bool:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    return "ByteLevel" in repr(getattr(backend, "decoder", None))
 
 
 def _overlap(text: str, stop: str) -> int:

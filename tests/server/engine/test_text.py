@@ -270,6 +270,15 @@ def test_a_token_reads_as_inside_a_text():
     assert b"".join(map(CODECS["byte-level"].token_bytes, space)) == b" fox"
 
 
+@pytest.mark.parametrize("kind", ["byte-level", "byte-fallback"])
+@pytest.mark.parametrize("text", ["a ☃ b", "x 漢字", "y 🤖 é"])
+def test_bytes_of_tokens_that_are_parts_of_characters_make_the_text(kind, text):
+    codec = CODECS[kind]
+    ids = ids_of(codec, text)
+    assert b"".join(map(codec.token_bytes, ids)).decode().strip() == text
+    assert len(ids) > len(text.split()), "some character has to be cut"
+
+
 def _byte_id(byte: int) -> int:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     return alphabet.index(_BYTE_CHARACTERS[byte])
