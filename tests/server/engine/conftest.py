@@ -30,6 +30,8 @@ from server.types import Failed, Finished, PromptScored, SamplingParams, TokensG
 # Tiny models gain nothing from more threads, and lose much to a loaded machine.
 torch.set_num_threads(1)
 
+PROMPT = [3, 1, 4, 1, 5, 9, 2, 6]
+LONG = list(range(1, 151))
 VOCAB = 256
 WIDTH = 32
 
@@ -188,3 +190,12 @@ def make_harness():
 @pytest.fixture
 def events() -> queue.Queue:
     return queue.Queue()
+
+
+def assert_all_free(harness: Harness) -> None:
+    harness.step()
+    engine = harness.engine
+    assert engine.generations() == []
+    assert engine._runner.meters.in_use == 0
+    assert engine._runner.cache.nbytes == 0
+    assert (engine._scheduler.live, engine._scheduler.waiting) == (0, 0)
