@@ -15,6 +15,8 @@ from starlette.types import ASGIApp
 from server.settings import ConfigurationError
 
 _HEADER_BYTES = 64 * 1024
+_KEEP_ALIVE_S = 75
+"""Longer than clients keep idle connections (httpx: 5 s), so that none is closed just as it is used again."""
 _BACKLOG = 2048
 _CLOSE_CONNECTIONS_S = 3
 
@@ -66,6 +68,7 @@ class DrainingServer(uvicorn.Server):
                 server_header=False,
                 proxy_headers=False,
                 h11_max_incomplete_event_size=_HEADER_BYTES,
+                timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
                 backlog=_BACKLOG,
             )

@@ -93,7 +93,7 @@ class Client:
     def _unreachable(self, error: Exception) -> CommandFailed:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
             return CommandFailed(f"no server answers at {self._url}: start one with `interlock serve`, or set --url")
-        return CommandFailed(f"talking to {self._url} failed: {error or type(error).__name__}")
+        return CommandFailed(f"talking to {self._url} failed: {str(error) or type(error).__name__}")
 
     def _raise_for(self, response: httpx.Response) -> None:
         error = _error_object(response)

@@ -96,7 +96,7 @@ async def _complete(client: httpx.AsyncClient, body: Mapping[str, Any]) -> str:
         response = await client.post("/v1/chat/completions", json=body)
         answer = response.json()
     except (httpx.HTTPError, ValueError) as error:
-        raise CommandFailed(f"a request failed: {error or type(error).__name__}") from None
+        raise CommandFailed(f"a request failed: {str(error) or type(error).__name__}") from None
     if response.is_error:
         raise CommandFailed(f"a request was refused: {answer['error']['message']}")
     text: str = answer["choices"][0]["message"]["content"]
