@@ -173,14 +173,20 @@ class Engine:
 
     def _loop(self) -> None:
         busy = False
-        while not self._stopping.is_set():
-            try:
-                self._obey(wait=not busy)
-                busy = self.step()
-            except Exception as error:  # noqa: BLE001 - without this thread nobody would ever be answered again
-                _log.error("engine_failed", error=repr(error))
-                self._fail_all("engine_failed", "the engine failed; the same request may succeed now")
-                busy = True
+        try:
+            while not self._stopping.is_set():
+                try:
+                    self._obey(wait=not busy)
+                    busy = self.step()
+                except Exception as error:  # noqa: BLE001 - without this thread nobody would ever be answered again
+                    _log.error("engine_failed", error=repr(error))
+                    self._fail_all("engine_failed", "the engine failed; the same request may succeed now")
+                    busy = True
+        finally:
+            # A device that is lost fails the clearing up as well: better to be replaced than to let requests wait.
+            with self._lock:
+                self._accepting = False
+            self._tell_all("engine_failed", "the engine has stopped")
 
     def _obey(self, wait: bool) -> None:
         try:
@@ -276,10 +282,17 @@ class Engine:
         self._release(row)
 
     def _fail_all(self, code: ErrorCode, message: str) -> None:
+        for row in self._tell_all(code, message):
+            self._release(row)
+
+    def _tell_all(self, code: ErrorCode, message: str) -> list[Row]:
+        """Before anything is given back: should that raise, nobody is left without an answer."""
         with self._lock:
             rows = list(self._rows.values())
-        for row in rows:
-            self._fail(row, code, message)
+            for row in rows:
+                self._emit(row, Failed(code, message))
+                self._rows.pop(row.request.id, None)
+        return rows
 
     def _abandon(self, batch: Batch, error: Exception) -> None:
         _log.error("forward_failed", phase=batch.phase, rows=len(batch.rows), error=repr(error))

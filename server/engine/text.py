@@ -27,6 +27,8 @@ def _byte_alphabet() -> dict[str, int]:
 
 _BYTE_OF = _byte_alphabet()
 _LONGEST_CHARACTER = 4
+_MOST_UNFINISHED = 64
+"""Tokens that are read again and again while no character is complete; bytes that are no text would never be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +153,8 @@ class RowText:
         """Adds a token and returns the text that has become certain; sets ``stopped`` at a stop string."""
         self._ids.append(token_id)
         text = self._codec.decode(self._ids)
-        if text.endswith(_UNFINISHED) or len(text) <= len(self._context):
+        unfinished = text.endswith(_UNFINISHED) and len(self._ids) - self._read < _MOST_UNFINISHED
+        if unfinished or len(text) <= len(self._context):
             return ""
         fresh = text[len(self._context) :]
         # The tokens just read become the context of the next; what lies before them is no longer needed.

@@ -1,5 +1,7 @@
 """A request's life: every way in, every way out, and that each way gives everything back."""
 
+import threading
+
 import pytest
 import torch
 
@@ -244,6 +246,25 @@ def test_a_thread_that_stumbles_answers_everybody_and_goes_on(llama, make_harnes
     harness.engine.drain(timeout_s=30)
     assert [harness.outcomes[i].end.code for i in ids] == ["engine_failed"] * 3
     assert harness.engine._thread.is_alive()
+
+
+def test_a_thread_that_is_lost_answers_everybody_and_takes_nothing_new(llama, make_harness, monkeypatch):
+    """As after an error of the device, when giving back what was taken raises as well."""
+    harness = make_harness(llama)
+
+    def raising(*_arguments):
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(harness.engine._runner, "rearrange", raising)
+    monkeypatch.setattr(harness.engine._scheduler, "release", raising)
+    monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
+    ids = [harness.submit(PROMPT, greedy(4), (switch(),)) for _ in range(3)]
+    harness.engine.start()
+    harness.engine._thread.join(timeout=30)
+    assert [harness.outcomes[i].end.code for i in ids] == ["engine_failed"] * 3
+    assert not harness.engine.healthy
+    with pytest.raises(Unavailable):
+        harness.submit(PROMPT)
 
 
 def test_draining_finishes_what_runs_and_takes_nothing_new(llama, make_harness):

@@ -123,6 +123,19 @@ def test_bytes_that_are_no_text_come_out_as_the_tokenizer_writes_them(data):
     assert "".join(pieces) == BYTES.decode(prompt + ids)[len(BYTES.decode(prompt)) :]
 
 
+def test_endless_bytes_that_are_no_text_are_not_read_again_for_ever():
+    read = []
+
+    class Counting(TextCodec):
+        def decode(self, ids, **settings):
+            read.append(len(ids))
+            return super().decode(ids, **settings)
+
+    pieces, _ = stream(Counting(byte_tokenizer(), 256), [], [_byte_id(0xFF)] * 300)
+    assert "".join(pieces) == "\ufffd" * 300
+    assert max(read) <= 150
+
+
 def test_certain_text_is_not_held_back():
     pieces, _ = stream(BYTES, [], [_byte_id(b) for b in b"abc"])
     assert pieces == ["a", "b", "c", ""]
