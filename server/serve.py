@@ -39,7 +39,7 @@ from server.policy.keys import KeyRing
 from server.policy.policy import Policy
 from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
-from server.settings import ConfigurationError, Settings
+from server.settings import ConfigurationError, Settings, plain_environment
 from server.types import InterventionSpec, ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -169,7 +169,9 @@ def _jobs(settings: Settings, database: Database, artifacts: ArtifactStore, mode
             "threads": max(1, (settings.threads or os.cpu_count() or 1) // 2),
         }
     )
-    config = SupervisorConfig(execution=execution, patience=Patience(grace_s=settings.drain_s))
+    config = SupervisorConfig(
+        execution=execution, patience=Patience(grace_s=settings.drain_s), environment=plain_environment()
+    )
     supervisor = Supervisor(queue, artifacts, models, settings.data_dir / JOBS_FOLDER, config)
     return JobService(queue, supervisor, artifacts, models, new_id=lambda: token_hex(12))
 

@@ -152,6 +152,11 @@ class Settings(BaseSettings):
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, toml_file=config)
 
 
+def plain_environment() -> dict[str, str]:
+    """This process's environment without Interlock's settings, for processes that it starts: no API key goes along."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
+
+
 def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
     """Settings from command-line options (only those given), ``INTERLOCK_*`` variables and the file ``config``.
 

@@ -57,38 +57,35 @@ def ask(
 
     Prompt i of every cell is sent before prompt i + 1 of any, so a batch mixes all settings.
     """
-    return asyncio.run(_ask(url, model, examples, cells, max_tokens, at_once, answered))
+    bodies = [
+        {
+            "model": model,
+            "messages": [{"role": "user", "content": cell.prompts[i]}],
+            "max_tokens": max_tokens,
+            "temperature": 0,
+            **cell.fields[i],
+        }
+        for i in range(len(examples))
+        for cell in cells
+    ]
+    texts = asyncio.run(_ask_all(url, bodies, at_once, answered))
+    return {cell.name: Answered(examples, texts[offset :: len(cells)]) for offset, cell in enumerate(cells)}
 
 
-async def _ask(
-    url: str,
-    model: str,
-    examples: Sequence[Example],
-    cells: Sequence[Cell],
-    max_tokens: int,
-    at_once: int,
-    answered: Callable[[int], None],
-) -> dict[str, Answered]:
+async def _ask_all(
+    url: str, bodies: Sequence[Mapping[str, Any]], at_once: int, answered: Callable[[int], None]
+) -> list[str]:
     places = asyncio.Semaphore(at_once)
     limits = httpx.Limits(max_connections=at_once)
     async with httpx.AsyncClient(base_url=url, timeout=_TIMEOUT, limits=limits) as client:
 
-        async def one(prompt: str, fields: Mapping[str, Any]) -> str:
-            body = {
-                "model": model,
-                "messages": [{"role": "user", "content": prompt}],
-                "max_tokens": max_tokens,
-                "temperature": 0,
-                **fields,
-            }
+        async def one(body: Mapping[str, Any]) -> str:
             async with places:
                 text = await _complete(client, body)
             answered(1)
             return text
 
-        jobs = [one(cell.prompts[i], cell.fields[i]) for i in range(len(examples)) for cell in cells]
-        texts = await asyncio.gather(*jobs)
-    return {cell.name: Answered(examples, texts[offset :: len(cells)]) for offset, cell in enumerate(cells)}
+        return await asyncio.gather(*map(one, bodies))
 
 
 async def _complete(client: httpx.AsyncClient, body: Mapping[str, Any]) -> str:

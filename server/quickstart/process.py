@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from server.cli.client import Client, CommandFailed
-from server.settings import ENV_PREFIX
+from server.settings import plain_environment
 
 _START_LIMIT_S = 120.0
 _STOP_LIMIT_S = 40.0
@@ -33,14 +32,13 @@ class ServerProcess:
             *(part for name, place in references.items() for part in ("--reference", f"{name}={place}")),
         )
         # Settings meant for another server must not reach this one.
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)}
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "server.cli", "serve", *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=plain_environment(),
                 start_new_session=True,
             )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from server.settings import ConfigurationError, Settings, is_loopback, read_settings
+from server.settings import ConfigurationError, Settings, is_loopback, plain_environment, read_settings
 
 
 @pytest.fixture(autouse=True)
@@ -145,3 +145,11 @@ def test_model_name_is_the_last_part(location: str, name: str) -> None:
 def test_every_field_is_documented() -> None:
     undocumented = [name for name, field in Settings.model_fields.items() if not field.description]
     assert undocumented == []
+
+
+def test_started_processes_do_not_inherit_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INTERLOCK_API_KEY", "secret")
+    monkeypatch.setenv("HOME_OF_SOMETHING", "kept")
+    environment = plain_environment()
+    assert "INTERLOCK_API_KEY" not in environment
+    assert environment["HOME_OF_SOMETHING"] == "kept"
