@@ -240,11 +240,15 @@ class Engine:
     def _deliver(self, result: StepResult, tokens: list[int], logprobs: list[TokenLogprob | None]) -> None:
         for row, reason in result.failed.items():
             self._fail(row, "intervention_failed", f"{reason}; no text was generated without it")
+        steered = any(row.interventions or row.ended for row in result.ready)
+        overflowed = self._runner.meters.overflowed() if steered else frozenset()
         for row, token, logprob in zip(result.ready, tokens, logprobs, strict=True):
             if row.released:
                 continue
+            # A norm layer turns an overflow into zeros, and so into logits that look finite: the meters know better.
+            spoilt = any(active.meter in overflowed for active in (*row.interventions, *row.ended))
             # A prompt may be spoilt at one position alone, where its last block was steered.
-            if token < 0 or any(math.isnan(scored.logprob) for scored in row.prompt_logprobs):
+            if token < 0 or spoilt or any(math.isnan(scored.logprob) for scored in row.prompt_logprobs):
                 self._fail(row, "non_finite", "the model's output is not finite; lower the strength of the steering")
                 continue
             if row.generated == 0 and row.request.sampling.prompt_logprobs is not None:

@@ -38,6 +38,10 @@ class MeterBank:
         scale_K = before_KD.norm(dim=-1).clamp_min(_SMALLEST_NORM)
         self._sums_N.index_add_(0, place_K, (after_KD - before_KD).norm(dim=-1) / scale_K)
 
+    def overflowed(self) -> frozenset[int]:
+        """Places whose sum is not finite: an activation or its change was too large for float32. Synchronises."""
+        return frozenset((~self._sums_N.isfinite()).nonzero().flatten().tolist())
+
     def close(self, place: int) -> float:
         """Gives the place back and returns its sum."""
         total = float(self._sums_N[place])

@@ -145,6 +145,16 @@ def test_rows_driven_to_nan_fail_and_leave_nothing_behind(harness):
         assert [outcomes[i].tokens for i in clean] == expected
 
 
+@pytest.mark.parametrize("size", [1e20, 1e30, 3e38])
+def test_an_overflow_that_a_norm_turns_into_zeros_fails(harness, size):
+    """Every activation is finite, its square is not: the logits are those of no model, though finite."""
+    ids = [harness.submit([4, 5, 6], greedy(), (vector("add", (layer,), size=size),)) for layer in range(2)]
+    clean = harness.submit([4, 5, 6])
+    outcomes = harness.run()
+    assert [(outcomes[i].end.code, outcomes[i].tokens) for i in ids] == [("non_finite", [])] * 2
+    assert outcomes[clean].tokens == harness.alone([4, 5, 6]).tokens
+
+
 def test_nan_in_the_middle_of_a_generation(harness):
     late = vector("add", strength=1e38, size=1e30, apply=Apply(prompt=NONE, generation=Positions("window", 4, None)))
     expected = harness.alone([4, 5, 6]).tokens

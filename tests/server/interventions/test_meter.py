@@ -41,3 +41,12 @@ def test_a_zero_activation_gives_a_number():
     place = meters.open()
     meters.record(torch.tensor([place]), torch.zeros(1, 4), torch.zeros(1, 4))
     assert meters.close(place) == 0.0
+
+
+def test_tells_which_sums_overflowed():
+    meters = MeterBank("cpu")
+    places = [meters.open() for _ in range(3)]
+    before = torch.ones(3, 4)
+    after = torch.stack([torch.full((4,), 1e20), torch.full((4,), 2.0), torch.full((4,), torch.nan)])
+    meters.record(torch.tensor(places), before, after)
+    assert meters.overflowed() == {places[0], places[2]}
