@@ -109,7 +109,9 @@ def _adjust(logits_V: Tensor, row: Row) -> None:
     if s.repetition_penalty != 1.0:
         seen = torch.tensor(sorted(set(row.tokens)), device=logits_V.device)
         scores = logits_V[seen]
-        logits_V[seen] = torch.where(scores > 0, scores / s.repetition_penalty, scores * s.repetition_penalty)
+        scores = torch.where(scores > 0, scores / s.repetition_penalty, scores * s.repetition_penalty)
+        # A tiny penalty overflows, and two infinities have no distribution.
+        logits_V[seen] = scores.clamp(torch.finfo(scores.dtype).min, torch.finfo(scores.dtype).max)
     if (s.presence_penalty or s.frequency_penalty) and row.generated:
         seen_counts = Counter(row.tokens[row.prompt_len :])
         ids = torch.tensor(list(seen_counts), device=logits_V.device)
@@ -136,7 +138,8 @@ def _sample(logits_SV: Tensor, plan: SamplingPlan) -> Tensor:
     threshold_S1 = torch.tensor(uniform, device=p_SV.device, dtype=torch.float64)[:, None] * total_S1
     # Below the total, so that the first place above it always has a probability.
     threshold_S1 = threshold_S1.minimum(total_S1.nextafter(torch.zeros_like(total_S1)))
-    return torch.searchsorted(cumulative_SV, threshold_S1, right=True).squeeze(-1)
+    # Nothing lies above NaN: a row that will fail for it must not name a token beyond the vocabulary meanwhile.
+    return torch.searchsorted(cumulative_SV, threshold_S1, right=True).squeeze(-1).clamp_max(p_SV.shape[-1] - 1)
 
 
 def _narrow(p_NV: Tensor, plan: SamplingPlan) -> Tensor:

@@ -155,6 +155,16 @@ def test_an_overflow_that_a_norm_turns_into_zeros_fails(harness, size):
     assert outcomes[clean].tokens == harness.alone([4, 5, 6]).tokens
 
 
+def test_nan_in_a_row_that_samples_ends_that_row_only(harness):
+    expected = harness.alone([4, 5, 6]).tokens
+    sampled = SamplingParams(max_tokens=8, seed=1, logprobs=2)
+    bad = harness.submit([4, 5, 6], sampled, (vector(strength=1e38, size=1e30),))
+    good = [harness.submit([4, 5, 6]), harness.submit([4, 5, 6], greedy(logprobs=2))]
+    outcomes = harness.run()
+    assert (outcomes[bad].end.code, outcomes[bad].tokens) == ("non_finite", [])
+    assert [outcomes[i].tokens for i in good] == [expected] * 2
+
+
 def test_nan_in_the_middle_of_a_generation(harness):
     late = vector("add", strength=1e38, size=1e30, apply=Apply(prompt=NONE, generation=Positions("window", 4, None)))
     expected = harness.alone([4, 5, 6]).tokens

@@ -172,3 +172,21 @@ def test_more_alternatives_than_tokens():
 def test_nobody_sampling_costs_nothing():
     plan = SamplingPlan.build([row(temperature=0.0), row(1, temperature=0.0)], VOCAB, torch.device("cpu"))
     assert (plan.sampled_S, plan.narrowed_N, plan.adjusted) == (None, None, ())
+
+
+@pytest.mark.parametrize("settings", [{}, {"top_k": 5}, {"top_p": 0.5}, {"min_p": 0.2}, {"temperature": 0.3}])
+def test_a_row_of_nan_draws_a_token_of_the_vocabulary_and_leaves_others_alone(settings):
+    logits = logits_of(3)
+    expected = drawn(logits, row(0), row(1), row(2))
+    logits[1] = torch.nan
+    tokens = drawn(logits, row(0), row(1, **settings), row(2))
+    assert 0 <= tokens[1] < VOCAB
+    assert [tokens[0], tokens[2]] == [expected[0], expected[2]]
+
+
+@pytest.mark.parametrize("penalty", [1e-300, 1e-38])
+def test_a_tiny_repetition_penalty_repeats(penalty):
+    logits = logits_of(1)
+    logits[0, [1, 2, 3]] = torch.tensor([5.0, 0.0, 7.0])
+    assert drawn(logits, row(repetition_penalty=penalty))[0] in (1, 3)
+    assert drawn(logits, row(repetition_penalty=penalty, temperature=0.0))[0] in (1, 3)
