@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import Depends, Security
+from fastapi import Depends, Request, Security
 from fastapi.params import Security as SecurityParameter
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer, SecurityScopes
 
@@ -24,6 +24,12 @@ async def authenticate(
     for scope in needed.scopes:
         principal.require(scope)  # type: ignore[arg-type]  # FastAPI types scopes as plain strings
     return principal
+
+
+async def check_key(request: Request) -> None:
+    """Raises NotAuthenticated, for what comes before a route's dependencies."""
+    credentials = await _bearer(request)
+    request.app.state.services.keys.authenticate(None if credentials is None else credentials.credentials)
 
 
 def needs(scope: Scope) -> SecurityParameter:

@@ -30,6 +30,14 @@ def test_every_route_but_the_probes_asks_for_a_key(connect):
                 assert response.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize("body", [b"", b"{", b"x" * 3_000_000])
+def test_no_body_is_read_without_a_key(connect, body):
+    client = connect(keys=ring(alice=set(SCOPES)))
+    assert client.post("/v1/completions", content=body).status_code == 401
+    assert client.post("/v1/jobs", content=body, headers=bearer("mallory")).status_code == 401
+    assert client.post("/v1/completions", content=body, headers=bearer("alice")).status_code == 400
+
+
 def test_every_route_asks_for_a_scope(connect):
     client = connect(keys=ring(nobody=set()))
     for method, path in routes(client):
