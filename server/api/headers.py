@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Annotated
 
-from fastapi import Depends, Header
+from fastapi import Depends, Header, Request
 from pydantic import TypeAdapter, ValidationError
 
 from server.api.schemas.bounds import Name, Strength
@@ -17,6 +18,7 @@ STEERING_HEADER = "X-Steering"
 _NAME: TypeAdapter[str] = TypeAdapter(Name)
 _STRENGTH: TypeAdapter[float] = TypeAdapter(Strength)
 _STEERING: TypeAdapter[list[SteeringIn] | None] = TypeAdapter(Steering)
+_NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,3})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,7 @@ class InterventionHeaders:
 
 
 async def _said(
+    request: Request,
     safety_switch: Annotated[
         str | None,
         Header(alias=SWITCH_HEADER, max_length=256, description="on, off or NAME[=STRENGTH], as `safety_switch`"),
@@ -59,6 +62,9 @@ async def _said(
         Header(alias=STEERING_HEADER, max_length=2048, description="NAME[=STRENGTH], ..., as `steering` with `add`"),
     ] = None,
 ) -> InterventionHeaders:
+    for name in (SWITCH_HEADER, STEERING_HEADER):
+        if len(request.headers.getlist(name)) > 1:
+            raise InvalidRequest(f"the header {name} was sent more than once: send one", param=name)
     return InterventionHeaders(safety_switch, steering)
 
 
@@ -68,6 +74,8 @@ SaidInHeaders = Annotated[InterventionHeaders, Depends(_said)]
 def _name_and_strength(text: str, header: str, form: str) -> tuple[str, float | None]:
     name, equals, strength = text.partition("=")
     try:
+        if equals and _NUMBER.fullmatch(strength) is None:  # float() also takes spaces, underscores and other digits
+            raise ValueError
         return _NAME.validate_python(name), _STRENGTH.validate_python(float(strength)) if equals else None
     except ValueError:
         raise InvalidRequest(f"the header {header} must be {form}", param=header) from None

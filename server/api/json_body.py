@@ -12,7 +12,9 @@ from fastapi import Request
 from fastapi.routing import APIRoute
 from starlette.responses import Response
 
+from server.api.auth import check_key
 from server.api.schemas.bounds import BODY_BYTES
+from server.api.validation import dotted
 from server.errors import InvalidRequest, PayloadTooLarge
 
 MAX_DEPTH = 32
@@ -59,6 +61,7 @@ class JsonRoute(APIRoute):
             return handle
 
         async def read_and_handle(request: Request) -> Response:
+            await check_key(request)  # nothing is read from those who may not ask
             strict = StrictRequest(request.scope, request.receive)
             await strict.read()
             return await handle(strict)
@@ -88,9 +91,7 @@ def parse(body: bytes) -> Any:
     them, and to name everything wrong in them would take seconds.
     """
     try:
-        value = json.loads(
-            body.decode(), object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
-        )
+        value = _load(body.decode())
         _check_surrogates(value, body)
     except RecursionError:
         raise _too_deep() from None
@@ -111,24 +112,50 @@ def _too_deep() -> InvalidRequest:
     return InvalidRequest(f"the body is nested deeper than {MAX_DEPTH} levels")
 
 
+class _NotFinite(ValueError):
+    pass
+
+
+def _load(text: str) -> Any:
+    try:
+        return json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite)
+    except _NotFinite:
+        place = dotted(_place_of_non_finite(json.loads(text)) or ())
+        message = f"{place or 'the body'}: NaN, infinite or too large: send a finite number"
+        raise InvalidRequest(message, param=place or None) from None
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) > MAX_MEMBERS:
         raise InvalidRequest(f"the body has an object with more than {MAX_MEMBERS} fields")
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise InvalidRequest("the body names a field twice in one object: name each once", code="duplicate_key")
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            field = dotted((name,))
+            raise InvalidRequest(f"{field}: named twice in one object, name it once", param=field, code="duplicate_key")
+        found[name] = value
     return found
 
 
-def _refuse_constant(word: str) -> NoReturn:
-    raise InvalidRequest(f"the body holds {word}, which is not JSON: send a finite number")
+def _refuse_constant(_word: str) -> NoReturn:
+    raise _NotFinite
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise InvalidRequest("the body holds a number that is too large: send a finite number")
+        raise _NotFinite
     return value
+
+
+def _place_of_non_finite(value: Any) -> tuple[str | int, ...] | None:
+    if isinstance(value, float) and not math.isfinite(value):
+        return ()
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, child in children:
+        if (place := _place_of_non_finite(child)) is not None:
+            return (key, *place)
+    return None
 
 
 def _check_surrogates(value: Any, body: bytes) -> None:

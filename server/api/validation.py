@@ -14,6 +14,7 @@ _WORDS = {
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
     "dict_type": "must be an object",
+    "union_tag_not_found": "this field is required",
     "string_unicode": "must be valid Unicode without lone surrogates",
 }
 _LONGEST_FIELD = 200
@@ -29,7 +30,7 @@ def invalid_request(errors: Sequence[dict[str, Any]], body: object) -> InvalidRe
     deepest = max(paths, key=len)
     about_it = [error for error, path in zip(errors, paths, strict=True) if path == deepest]
     words = dict.fromkeys(map(_words, about_it))
-    param = _dotted(deepest)
+    param = dotted(deepest)
     code = "unknown_field" if about_it[0]["type"] == "extra_forbidden" else None
     where = f"{param}: " if param else "request body: "
     return InvalidRequest(where + ", or ".join(words), param=param or None, code=code)
@@ -38,7 +39,8 @@ def invalid_request(errors: Sequence[dict[str, Any]], body: object) -> InvalidRe
 def _path(error: dict[str, Any], body: object) -> tuple[str | int, ...]:
     """The error's location without union tags, which are elements that the value itself does not have."""
     place, *location = error["loc"]
-    field = error.get("ctx", {}).get("field")
+    context = error.get("ctx", {})
+    field = context.get("field") or context.get("discriminator", "").strip("'")
     if place != "body":
         return tuple(location)
     path: list[str | int] = []
@@ -59,11 +61,14 @@ def _has(value: Any, element: str | int) -> bool:
 
 
 def _words(error: dict[str, Any]) -> str:
+    if error["type"] == "union_tag_invalid":
+        return f"must be one of {error['ctx']['expected_tags']}"
     message: str = _WORDS.get(error["type"], error["msg"])
     return message.removeprefix("Value error, ").replace("Input should be", "must be")
 
 
-def _dotted(path: tuple[str | int, ...]) -> str:
+def dotted(path: tuple[str | int, ...]) -> str:
+    """A place in a body as errors name it: ``steering[0].vector``; shortened, and printable whatever was sent."""
     text = ""
     for element in path:
         text += f"[{element}]" if isinstance(element, int) else f".{element}"

@@ -39,6 +39,7 @@ class Ask:
     max_tokens: int | None
     logprobs: int | None
     prompt_logprobs: int | None = None
+    prompt_param: str = "prompt"
 
 
 async def prepare(services: Services, ask: Ask) -> Generation:
@@ -70,12 +71,10 @@ def check_model(services: Services, name: str) -> None:
         )
 
 
-def check_size(characters: int, tokens: int, context: int) -> None:
+def check_size(characters: int, tokens: int, context: int, param: str = "prompt") -> None:
     """Refuses, before any work is done on it, a prompt that cannot fit ``context`` tokens however it is tokenised."""
     if tokens > context or characters > context * _CHARACTERS_PER_TOKEN:
-        raise ContextLengthExceeded(
-            f"the prompt cannot fit the context of {context} tokens: shorten it", param="prompt"
-        )
+        raise ContextLengthExceeded(f"the prompt cannot fit the context of {context} tokens: shorten it", param=param)
 
 
 def _check_places(services: Services) -> None:
@@ -122,6 +121,6 @@ def _max_tokens(ask: Ask, prompt: EncodedPrompt, context: int) -> int:
         raise ContextLengthExceeded(
             f"the prompt has {len(prompt.ids)} tokens; with it{asked} the context of {context} tokens is exceeded: "
             "shorten the prompt or lower max_tokens",
-            param="max_tokens" if wanted is not None and room > 0 else "prompt",
+            param="max_tokens" if wanted is not None and room > 0 else ask.prompt_param,
         )
     return room if wanted is None else wanted

@@ -65,7 +65,8 @@ def _ask(body: ChatRequest, wishes: Wishes, services: Services, principal: Princ
     check_model(services, body.model)
     messages = [message.plain() for message in body.messages]
 
-    check_size(sum(len(message["content"]) for message in messages), 0, services.engine.limits.context)
+    characters = sum(len(message["content"]) for message in messages)
+    check_size(characters, 0, services.engine.limits.context, "messages")
 
     def encode() -> list[EncodedPrompt]:
         prompt = services.codec.encode_chat(
@@ -83,6 +84,7 @@ def _ask(body: ChatRequest, wishes: Wishes, services: Services, principal: Princ
         encode=encode,
         max_tokens=body.token_limit,
         logprobs=body.logprob_count,
+        prompt_param="messages",
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError
 
 from mappers.sites import Site
@@ -65,7 +65,13 @@ class SiteIn(StrictModel):
         return Site(self.layer)
 
 
-Sites = Annotated[list[SiteIn], Field(min_length=1, fail_fast=True, max_length=MAX_SITES)]
+def _distinct(sites: list[SiteIn]) -> list[SiteIn]:
+    if len(set(sites)) < len(sites):
+        raise ValueError("names a site twice: list each site once")
+    return sites
+
+
+Sites = Annotated[list[SiteIn], Field(min_length=1, fail_fast=True, max_length=MAX_SITES), AfterValidator(_distinct)]
 
 
 def misused(field: str, message: str) -> PydanticCustomError:

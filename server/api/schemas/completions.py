@@ -57,7 +57,7 @@ class CompletionRequest(UnsupportedCompletionFields, InterventionFields, Samplin
     max_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS, description="0 takes echo: score the prompt only")] | None = (
         None
     )
-    echo: bool = False
+    echo: bool | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
 
     @model_validator(mode="after")

@@ -21,7 +21,7 @@ from server.errors import InvalidRequest
 from server.types import SamplingParams
 
 Stop = Annotated[str, Field(min_length=1, max_length=128)]
-BiasedToken = Annotated[str, Field(pattern="^[0-9]{1,10}$", max_length=10)]
+BiasedToken = Annotated[str, Field(pattern="^(0|[1-9][0-9]{0,9})$", max_length=10)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
@@ -52,7 +52,7 @@ class SamplingFields(StrictModel):
     )
     stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    ignore_eos: bool = False
+    ignore_eos: bool | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: EndUser = None
@@ -95,7 +95,7 @@ class SamplingFields(StrictModel):
             logit_bias=self._biases(vocab_size),
             seed=None if self.seed is None else (self.seed + choice) % (MAX_SEED + 1),
             stop=self.stops(),
-            ignore_eos=self.ignore_eos,
+            ignore_eos=bool(self.ignore_eos),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )

@@ -180,6 +180,8 @@ def test_vectors_may_come_in_a_header(client, engine):
         {"X-Safety-Switch": "safe=nan"},
         {"X-Safety-Switch": "safe=inf"},
         {"X-Safety-Switch": "safe=1000"},
+        {"X-Safety-Switch": "safe=1_0"},
+        {"X-Safety-Switch": "safe= 1"},
         {"X-Safety-Switch": "a b"},
         {"X-Steering": ""},
         {"X-Steering": "joy=x"},
@@ -226,3 +228,19 @@ def test_artifacts_are_looked_up_off_the_event_loop(connect, make_services):
     client = connect(catalog=services.catalog)
     client.post("/v1/completions", json=COMPLETION | {"safety_switch": "safe"})
     assert "AnyIO worker thread" in services.catalog.thread.name
+
+
+@pytest.mark.parametrize("name", ["X-Safety-Switch", "X-Steering"])
+def test_a_header_sent_twice_is_refused(client, name):
+    headers = [(name, "safe"), (name, "other")]
+    response = client.post("/v1/completions", json=COMPLETION, headers=headers)
+    assert (response.status_code, response.json()["error"]["param"]) == (400, name)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_site_named_twice_is_refused(client, inline):
+    sites = [{"layer": 1}, {"layer": 2}, {"layer": 1}]
+    item = {"vector": {"data": "AAAA", "sites": sites}} if inline else {"vector": "joy", "sites": sites}
+    found = error(client, {"steering": [item]}, {})
+    assert found["param"] == ("steering[0].vector.sites" if inline else "steering[0].sites")
+    assert "twice" in found["message"]

@@ -134,3 +134,20 @@ def test_only_the_first_of_many_errors_is_looked_for(prompt):
     with pytest.raises(ValidationError) as caught:
         CompletionRequest.model_validate(COMPLETION | {"prompt": prompt})
     assert caught.value.error_count() <= 2
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ('{"temperature": NaN}', "temperature"),
+        ('{"a": 1, "logit_bias": {"5": 1, "7": -Infinity}}', "logit_bias.7"),
+        ('{"steering": [{"strength": 1}, {"strength": 1e400}]}', "steering[1].strength"),
+        ("NaN", None),
+        ('{"n": 1, "x": {"n": 2, "m": 3, "m": 4}}', "m"),
+        ('{"top_p": 1, "top_p": NaN}', "top_p"),
+    ],
+)
+def test_the_field_that_is_no_json_is_named(body, param):
+    with pytest.raises(InvalidRequest) as caught:
+        parse(body.encode())
+    assert caught.value.param == param

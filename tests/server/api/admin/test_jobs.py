@@ -94,7 +94,7 @@ def test_an_unknown_job_is_not_found(client, suffix):
 @pytest.mark.parametrize(
     ("change", "param"),
     [
-        ({"kind": "mine_bitcoin"}, None),
+        ({"kind": "mine_bitcoin"}, "kind"),
         ({"name": "../x"}, "name"),
         ({"name": None}, "name"),
         ({"parameters": {"vector": "a"}}, "parameters.mapper"),

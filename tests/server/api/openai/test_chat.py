@@ -226,4 +226,4 @@ def test_a_model_without_chat_template_says_so(connect, make_services):
 def test_a_prompt_that_fills_the_context_is_refused(client):
     messages = [{"role": "user", "content": "x" * 3000}]
     error = client.post(PATH, json={"model": "fake", "messages": messages}).json()["error"]
-    assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")

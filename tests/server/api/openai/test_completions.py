@@ -103,6 +103,7 @@ def test_stop_ends_a_choice(client):
         ({"suffix": "end"}, "suffix"),
         ({"best_of": 2}, "best_of"),
         ({"messages": []}, "messages"),
+        ({"logit_bias": {"5": 1, "05": 2}}, "logit_bias.05"),
     ],
 )
 def test_a_wrong_field_is_named(client, engine, change, param):
@@ -110,6 +111,12 @@ def test_a_wrong_field_is_named(client, engine, change, param):
     assert response.status_code == 400
     assert param is None or response.json()["error"]["param"] == param
     assert not engine.requests
+
+
+def test_null_is_the_default(client):
+    response = client.post(PATH, json=COMPLETION | {"echo": None, "ignore_eos": None, "n": None, "stop": None})
+    assert response.status_code == 200
+    assert "Once" not in response.json()["choices"][0]["text"]
 
 
 def test_all_rows_of_a_request_start_or_none(connect, engine):
