@@ -109,6 +109,8 @@ def _check_kind(manifest: Manifest) -> None:
     """Each kind has the parts that :meth:`Manifest.tensor_shapes` and the catalogue rely on."""
     kind, target, mapper = manifest.kind, manifest.target, manifest.mapper
     if kind == "dataset":
+        if target is not None or manifest.sites or mapper is not None:
+            raise ValueError("target, sites and mapper are no part of a dataset")
         return
     if target is None or not manifest.sites or manifest.dtype is None:
         raise ValueError(f"a {kind} needs target, sites and dtype")

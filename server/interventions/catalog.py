@@ -157,6 +157,8 @@ class Catalog:
         target = record.manifest.target
         if target is None or target.config_digest != self._model.config_digest or target.width != self._model.width:
             made_for = "no model" if target is None else f"'{target.model}' (width {target.width})"
+            if target is not None and (target.model, target.width) == (self._model.name, self._model.width):
+                made_for = f"another configuration of {made_for}"
             raise InvalidRequest(
                 f"'{record.name}' was made for {made_for}, not for '{self._model.name}' (width {self._model.width}): "
                 "train or transfer it for this model",

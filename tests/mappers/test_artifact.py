@@ -179,6 +179,7 @@ MAPPER = {"kind": "affine", "d_source": 4, "d_target": 4}
         {"dtype": None},
         {"mapper": MAPPER},
         {"kind": "switch"},
+        {"kind": "dataset"},
         {"kind": "mapper", "mapper": MAPPER},
         {"kind": "switch", "mapper": {**MAPPER, "d_target": 5}},
         {"kind": "switch", "mapper": {**MAPPER, "d_source": 5}},

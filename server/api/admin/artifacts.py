@@ -21,7 +21,7 @@ from server.api.json_body import bounded_stream
 from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
-from server.errors import InvalidRequest
+from server.errors import Conflict, InvalidRequest
 from server.policy.keys import Principal
 from server.registry.imports import import_upload
 
@@ -136,13 +136,16 @@ async def upload_artifact(
     responses=error_responses(400, 401, 403, 404, 409),
 )
 def delete_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> None:
-    """The caller's own; others' and nobody's take the scope `admin`. Refused while another was made from it."""
+    """The caller's own; others' and nobody's take the scope `admin`.
+
+    Refused while another was made from it, and for the default switch, without which no request could be answered.
+    """
     record = _visible(services, principal, artifact)
     if record.owner != principal.owner:
         principal.require("admin")
     default = services.policy.default_switch
     if default is not None and services.artifacts.get(default).id == record.id:
-        principal.require("unswitch")
+        raise Conflict(f"{default!r} is this server's default switch: start it with another --switch first")
     services.artifacts.delete(record.id)
     services.catalog.forget(record.id)
 

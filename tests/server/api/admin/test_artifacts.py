@@ -120,13 +120,14 @@ def test_a_deleted_artifact_leaves_the_device(connect, make_services):
     assert client.get("/v1/artifacts/data").status_code == 404
 
 
-def test_the_default_switch_can_be_neither_replaced_nor_deleted_without_the_scope(connect):
+def test_the_default_switch_is_replaced_with_the_scope_only_and_never_deleted(connect):
     keys = ring(trainer={"infer", "train"}, chief={"infer", "train", "unswitch", "admin"})
     client = connect(policy=Policy(default_switch="safe"), keys=keys)
     assert upload(client, "safe", headers=bearer("trainer")).status_code == 403
     made = upload(client, "safe", headers=bearer("chief")).json()
-    connect(policy=Policy(default_switch="safe"), keys=ring(chief={"infer", "train", "admin"}))
-    assert client.delete(f"/v1/artifacts/{made['id']}", headers=bearer("chief")).status_code == 403
+    refused = client.delete(f"/v1/artifacts/{made['id']}", headers=bearer("chief"))
+    assert refused.status_code == 409
+    assert "--switch" in refused.json()["error"]["message"]
 
 
 def test_what_belongs_to_nobody_is_deleted_by_admins_only(connect, artifacts):
