@@ -51,9 +51,12 @@ def insert(
 
 
 def find(session: Session, name_or_id: str) -> ArtifactRow | None:
-    """The row with that name or id."""
+    """The row with that id, else with that name: jobs and deletions go by ids, which no name may redirect."""
+    row = session.get(ArtifactRow, name_or_id)
+    if row is not None:
+        return row
     alias = session.get(ArtifactNameRow, name_or_id)
-    return session.get(ArtifactRow, name_or_id if alias is None else alias.artifact_id)
+    return None if alias is None else session.get(ArtifactRow, alias.artifact_id)
 
 
 def visible(kind: str | None, owner: str | None) -> Select[Any]:

@@ -130,12 +130,12 @@ class ArtifactStore:
 
     def delete(self, name_or_id: str) -> None:
         """Removes an artifact and its names; raises NotFound, or Conflict while another was made from it."""
-        doomed = self.new_staging() / "deleted"
         with self._lock, self._database.write() as session:
             row = find(session, name_or_id)
             if row is None:
                 raise NotFound(f"there is no artifact {name_or_id[:96]!r}; {existing(session, None, None)}")
             check_childless(session, row)
+            doomed = self.new_staging() / "deleted"
             if (self._root / row.id).exists():
                 (self._root / row.id).rename(doomed)
             session.delete(row)

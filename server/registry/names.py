@@ -6,6 +6,7 @@ from mappers.manifest import NAME_PATTERN
 from server.errors import InvalidRequest
 
 _NAME = re.compile(NAME_PATTERN.removesuffix("$"))
+_ID = re.compile("art_[0-9a-f]{24}")
 
 
 def check_name(name: str, *, param: str = "name") -> str:
@@ -16,4 +17,6 @@ def check_name(name: str, *, param: str = "name") -> str:
             f"got {name[:96]!r}",
             param=param,
         )
+    if _ID.fullmatch(name) is not None:
+        raise InvalidRequest(f"{param} {name!r} has the form of an artifact's id: choose another", param=param)
     return name

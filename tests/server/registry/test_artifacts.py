@@ -10,6 +10,7 @@ from mappers.artifact import Parent, artifact_id, read_manifest
 from mappers.errors import ArtifactCorrupt
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.registry.artifacts import ArtifactStore
+from server.registry.rows import ArtifactNameRow
 
 
 def test_registered_artifact_is_found_by_name_and_by_id(store, stage):
@@ -54,7 +55,7 @@ def test_changed_extra_linked_or_missing_file_is_refused(store, stage, tmp_path)
     assert store.list() == []
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 97, "a\n", "ä", "a b"])
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a" * 97, "a\n", "ä", "a b", "art_" + "0" * 24])
 def test_hostile_names_are_refused(store, stage, name):
     with pytest.raises(InvalidRequest) as caught:
         store.register(stage("facts"), name=name, owner=None)
@@ -91,12 +92,25 @@ def test_what_is_shared_stays_shared_whoever_registers_it_again(store, stage):
     assert store.get("mine", owner="bob").name == "mine"
 
 
+def test_no_name_redirects_an_id(store, stage, database):
+    """Not even one that came with an adopted folder's manifest."""
+    victim = store.register(stage("victim", b"v"), name="victim", owner=None)
+    other = store.register(stage("other", b"o"), name="other", owner=None)
+    with database.write() as session:
+        session.add(ArtifactNameRow(name=victim.id, artifact_id=other.id, owner=None))
+    assert store.get(victim.id).id == victim.id
+    store.delete(victim.id)
+    assert [record.id for record in store.list()] == [other.id]
+
+
 def test_a_parent_cannot_be_deleted_before_its_child(store, stage):
     parent = store.register(stage("facts"), name="facts", owner=None)
     link = Parent(role="dataset", id=parent.id, name="facts")
     child = store.register(stage("copy", b"x", parents=(link,)), name="copy", owner=None)
+    staged = sorted((parent.path.parent / ".staging").iterdir())
     with pytest.raises(Conflict, match=child.id):
         store.delete("facts")
+    assert sorted((parent.path.parent / ".staging").iterdir()) == staged
     store.delete("copy")
     store.delete(parent.id)
     assert store.list() == []
