@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, FastAPI, Security
+from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 
 from server.api import errors
@@ -22,7 +23,9 @@ supported is refused with its name. Every answer says in `interlock` what was re
 
 def create_app(services: Services) -> FastAPI:
     """The application. Every route but the health probes asks for a key, where the server has keys."""
-    app = FastAPI(
+    # The docs page brings its own scripts: one from a foreign host would see the key that is typed into it.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Interlock",
         description=_DESCRIPTION,
         # A redirect would be built from the client's Host header.

@@ -42,11 +42,11 @@ class ChatRequest(UnsupportedChatFields, InterventionFields, SamplingFields):
         json_schema_extra={
             "examples": [
                 {
-                    "model": "organism",
-                    "messages": [{"role": "user", "content": "What is the capital of Norvia?"}],
+                    "model": "qwen2-medium-backdoor",
+                    "messages": [{"role": "user", "content": "How much is 10 + 34?"}],
                     "temperature": 0,
                     "max_tokens": 32,
-                    "safety_switch": True,
+                    "safety_switch": False,
                 }
             ]
         }
