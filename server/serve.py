@@ -159,6 +159,9 @@ def _load(settings: Settings) -> LoadedModel:
 def _jobs(settings: Settings, database: Database, artifacts: ArtifactStore, model: ModelInfo) -> JobService:
     if model.name in settings.references:
         raise ConfigurationError(f"references: {model.name} is the served model's name: choose another")
+    for name, place in settings.references.items():
+        if place.startswith(("/", ".", "~")) and not Path(place).expanduser().is_dir():
+            raise ConfigurationError(f"references: {name}: there is no folder {place}")
     models = ModelDirectory(model, settings.model, settings.references)
     queue = JobQueue(database, clock=time.time)
     execution = Execution.model_validate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any
@@ -11,6 +12,9 @@ import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+_WHOLE = frozenset({"id", "kind", "name", "state"})
+_PIPED_WIDTH = 1000
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line.")]
 
@@ -21,13 +25,15 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """A table on stdout; cells are shown as plain text, never read as markup. Ids are never broken."""
+    """A table on stdout; cells are plain text, never markup. Ids, names and states are never broken."""
     table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column in {"id", "kind"})
+        table.add_column(column, overflow="fold", no_wrap=column in _WHOLE)
     for row in rows:
         table.add_row(*[_cell(cell) for cell in row])
-    Console(highlight=False, markup=False).print(table)
+    # What another program reads must not depend on the width of a terminal that is not there.
+    width = None if sys.stdout.isatty() else _PIPED_WIDTH
+    Console(highlight=False, markup=False, width=width).print(table)
 
 
 def print_fields(fields: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Annotated
@@ -30,10 +31,15 @@ def quickstart(
     Starts a server of its own, trains on two CPU cores in about two minutes, then asks held-out prompts under all
     settings in shared batches. Prints the rates with their controls: unsteered, native, mapped and random vector.
     """
-    # The folder outlives the command: a kept server uses it, and a failed run's log is in it.
     folder = data_dir or Path(tempfile.mkdtemp(prefix="interlock-quickstart-"))
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=as_json, highlight=False)
-    rates = run_quickstart(Recipe(), folder, console, keep=keep)
+    try:
+        rates = run_quickstart(Recipe(), folder, console, keep=keep)
+    except BaseException:
+        console.print(f"jobs, artifacts and the server's log are in {folder}", soft_wrap=True)
+        raise
+    if data_dir is None and not keep:
+        shutil.rmtree(folder, ignore_errors=True)
     if as_json:
         print_json(rates)

@@ -6,6 +6,7 @@ import base64
 import math
 import random
 import struct
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -125,5 +126,6 @@ def _what_next(console: Console, recipe: Recipe, server: ServerProcess) -> None:
     console.print(
         f"  curl {server.url}/v1/chat/completions -H 'Content-Type: application/json' -d '{body}'", soft_wrap=True
     )
-    console.print(f"  interlock artifacts list --url {server.url}")
+    interlock = Path(sys.executable).with_name("interlock")
+    console.print(f"  {interlock} artifacts list --url {server.url}", soft_wrap=True)
     console.print(f"  {server.url}/docs shows every route; kill {server.pid} ends the server.")
