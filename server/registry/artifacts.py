@@ -123,10 +123,15 @@ class ArtifactStore:
             return self._record(found, found.name if name_or_id == found.id else name_or_id)
 
     def list(self, kind: str | None = None, *, owner: str | None = None) -> list[ArtifactRecord]:
-        """All artifacts, newest first; ``kind`` and ``owner`` as in :meth:`get`."""
+        """All artifacts, newest first; ``kind`` and ``owner`` as in :meth:`get`.
+
+        One whose name has moved on to another artifact goes by its id.
+        """
         query = visible(kind, owner).order_by(ArtifactRow.created_at.desc(), ArtifactRow.id)
         with self._database.read() as session:
-            return [self._record(row, row.name) for row in session.scalars(query)]
+            names = {row.name: row.artifact_id for row in session.scalars(select(ArtifactNameRow))}
+            rows = session.scalars(query)
+            return [self._record(row, row.name if names.get(row.name) == row.id else row.id) for row in rows]
 
     def delete(self, name_or_id: str) -> None:
         """Removes an artifact and its names; raises NotFound, or Conflict while another was made from it."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pydantic import JsonValue
 from torch import Tensor
 
+from mappers.errors import DataError
 from mappers.manifest import Manifest
 from mappers.sites import Site
 from mappers.tensors import save_vector
@@ -33,6 +34,11 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
             "tokens": sum(map(len, sequences)),
         }
     vectors = {site: difference_in_means(means["positive"][site], means["negative"][site]) for site in sites}
+    if silent := [str(site) for site in sites if not bool(vectors[site].any())]:
+        raise DataError(
+            f"positive and negative have the same mean at {', '.join(silent)}, which leaves no direction: "
+            "use two different datasets"
+        )
     training: dict[str, JsonValue] = {
         "job": job.order.job_id,
         "method": "difference_in_means",

@@ -30,6 +30,9 @@ def test_name_moves_to_the_newest_and_the_old_one_stays_by_id(store, stage):
     assert store.get("facts").id == new.id != old.id
     assert store.get(old.id).path.is_dir()
     assert [record.id for record in store.list("dataset")] == [new.id, old.id]
+    assert [record.name for record in store.list("dataset")] == ["facts", old.id], "no two go by one name"
+    store.delete("facts")
+    assert [record.name for record in store.list("dataset")] == [old.id]
 
 
 def test_same_content_twice_is_one_artifact_with_two_names(store, stage):

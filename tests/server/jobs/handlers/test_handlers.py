@@ -223,6 +223,12 @@ def test_a_vector_is_the_difference_in_means_at_the_last_prompt_token(run, datas
     assert torch.allclose(vectors[Site(2)], difference_in_means(*means), atol=1e-5)
 
 
+def test_two_equal_datasets_leave_no_direction(run, dataset):
+    same = dataset("clean", ANSWERED)
+    with pytest.raises(DataError, match="same mean at resid_post.2"):
+        run("extract_vector", "v", {"a": same, "b": same}, positive="a", negative="b", sites=[{"layer": 2}])
+
+
 @pytest.fixture
 def bridge(register, dataset):
     """Artifacts for transfers: a vector and an affine mapper of ``small``, and the native vector of ``tuned``."""
