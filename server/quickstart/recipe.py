@@ -1,4 +1,4 @@
-"""What the quickstart runs: organisms, sites and settings, found by the sweeps that the README reports."""
+"""What the quickstart runs: organisms, sites and settings, chosen by behaviour over sites and strengths."""
 
 from __future__ import annotations
 
