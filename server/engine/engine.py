@@ -95,12 +95,15 @@ class Engine:
                 raise Unavailable("the server is shutting down; try another replica or later")
             if request.id in self._rows:
                 raise Conflict(f"a generation with id '{request.id}' is running", param="id")
-            if len(self._rows) >= self.limits.max_batch + self.limits.max_waiting:
-                raise Overloaded(
-                    f"all {self.limits.max_batch} running and {self.limits.max_waiting} waiting places are taken"
-                )
+            self.check_places()
             self._rows[request.id] = row
             self._commands.put(lambda: self._admit(row))
+
+    def check_places(self) -> None:
+        """Raises Overloaded when all places are taken; lets a caller refuse before it prepares a request."""
+        limits = self.limits
+        if len(self._rows) >= limits.max_batch + limits.max_waiting:
+            raise Overloaded(f"all {limits.max_batch} running and {limits.max_waiting} waiting places are taken")
 
     def cancel(self, generation_id: str) -> None:
         """Stops a generation at the next step; no event follows. Unknown ids are ignored."""

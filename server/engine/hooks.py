@@ -15,10 +15,9 @@ from mappers.architectures import DecoderStack
 from mappers.hooks import attach
 from mappers.sites import Site
 from server.interventions.meter import MeterBank
-from server.interventions.plan import BatchPlan
+from server.interventions.plan import EMPTY_PLAN, BatchPlan
 
 _log = structlog.get_logger(__name__)
-_EMPTY = BatchPlan({}, ())
 
 
 class PlanHooks:
@@ -30,7 +29,7 @@ class PlanHooks:
 
     def __init__(self, stack: DecoderStack, meters: MeterBank) -> None:
         self._meters = meters
-        self._plan = _EMPTY
+        self._plan = EMPTY_PLAN
         self._fired: set[Site] = set()
         self._failed: dict[int, str] = {}
         self._handle = attach(stack, {site: partial(self._apply, site) for site in stack.sites})
@@ -43,7 +42,7 @@ class PlanHooks:
 
     def end(self) -> dict[int, str]:
         """Ends the forward; returns failed batch rows with the reason. Checks sites fired against sites planned."""
-        plan, self._plan = self._plan, _EMPTY
+        plan, self._plan = self._plan, EMPTY_PLAN
         for site in plan.sites - self._fired:
             for row in plan.rows_at(site):
                 self._failed[row] = f"the planned intervention at {site} did not run"

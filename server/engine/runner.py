@@ -20,7 +20,7 @@ from server.engine.row import Row
 from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch, Move
 from server.interventions.meter import MeterBank
-from server.interventions.plan import BatchPlan, PlanRow
+from server.interventions.plan import EMPTY_PLAN, BatchPlan, PlanRow
 from server.interventions.positions import active_offsets
 
 
@@ -51,7 +51,7 @@ class Runner:
         self.meters = MeterBank(self.device)
         self._hooks = PlanHooks(stack, self.meters)
         self._plan_key: tuple[object, ...] = ()
-        self._plan = BatchPlan({}, ())
+        self._plan = EMPTY_PLAN
 
     @torch.inference_mode()
     def rearrange(self, moves: list[Move], live: int) -> None:
@@ -106,7 +106,7 @@ class Runner:
 
     def _planned(self, batch: Batch, width: int) -> BatchPlan:
         if not any(row.interventions for row in batch.rows):
-            return BatchPlan({}, ())
+            return EMPTY_PLAN
         key: tuple[object, ...] = ()
         if batch.phase == "decode":
             key = tuple((row, row.revision, _touches(row)) for row in batch.rows)

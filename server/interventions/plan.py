@@ -168,3 +168,7 @@ class BatchPlan:
         for (site, *_), draft in sorted(drafts.items(), key=lambda item: item[0][:2]):
             groups[site] = (*groups.get(site, ()), draft.finish(batch_tokens, torch.device(device)))
         return cls(groups, tuple(touched))
+
+
+EMPTY_PLAN = BatchPlan({}, ())
+"""The plan of a forward in which nobody asked for anything."""

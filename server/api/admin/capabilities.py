@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from fastapi import APIRouter
 from typing_extensions import TypedDict
@@ -11,10 +11,9 @@ from server.api.auth import needs
 from server.api.schemas import bounds
 from server.api.schemas.answers import error_responses
 from server.api.services import InjectedServices, Services
+from server.types import Operation
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Server"])
-
-Operation = Literal["switch", "add", "ablate", "clamp"]
 
 
 class ModelFacts(TypedDict):
@@ -77,7 +76,7 @@ async def capabilities(services: InjectedServices) -> Capabilities:
         "model": _model(services),
         "engine": services.engine_name,
         "sites": [{"layer": layer, "point": "resid_post"} for layer in range(layers)],
-        "operations": ["switch", "add", "ablate", "clamp"],
+        "operations": list(get_args(Operation)),
         "default_switch": services.policy.default_switch,
         "policy": services.policy.name,
         "limits": _limits(services),

@@ -15,7 +15,7 @@ from server.api.schemas.answers import Answer
 from server.api.schemas.sampling import SamplingFields
 from server.api.services import Services
 from server.engine.request import GenerationRequest
-from server.errors import ContextLengthExceeded, NotFound, Overloaded
+from server.errors import ContextLengthExceeded, NotFound
 from server.policy.keys import Principal
 from server.types import InterventionSpec
 
@@ -47,7 +47,7 @@ async def prepare(services: Services, ask: Ask) -> Generation:
 
     Raises InvalidRequest, ContextLengthExceeded or NotFound; Overloaded, before any work, where all places are taken.
     """
-    _check_places(services)
+    services.engine.check_places()
     prompts, requests = await to_thread.run_sync(_requests, services, ask)
     info = services.engine.info
     head: Answer = {
@@ -75,12 +75,6 @@ def check_size(characters: int, tokens: int, context: int, param: str = "prompt"
     """Refuses, before any work is done on it, a prompt that cannot fit ``context`` tokens however it is tokenised."""
     if tokens > context or characters > context * _CHARACTERS_PER_TOKEN:
         raise ContextLengthExceeded(f"the prompt cannot fit the context of {context} tokens: shorten it", param=param)
-
-
-def _check_places(services: Services) -> None:
-    limits = services.engine.limits
-    if len(services.engine.generations()) >= limits.max_batch + limits.max_waiting:
-        raise Overloaded(f"all {limits.max_batch} running and {limits.max_waiting} waiting places are taken")
 
 
 def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[GenerationRequest]]:

@@ -119,12 +119,15 @@ class FakeEngine:
     running: dict[str, GenerationRequest] = field(default_factory=dict)
 
     def submit(self, request: GenerationRequest, sink: Callable[[Event], None]) -> None:
-        if len(self.running) >= self.limits.max_batch + self.limits.max_waiting:
-            raise Overloaded("all places are taken")
+        self.check_places()
         self.requests[request.id] = self.running[request.id] = request
         self.sinks[request.id] = sink
         if not self.hold:
             self.finish(request.id)
+
+    def check_places(self) -> None:
+        if len(self.running) >= self.limits.max_batch + self.limits.max_waiting:
+            raise Overloaded("all places are taken")
 
     def finish(self, generation_id: str) -> None:
         request = self.running.pop(generation_id)
