@@ -161,7 +161,6 @@ class Engine:
     def step(self) -> bool:
         """One forward; False when nothing was to be done."""
         batch = self._scheduler.next_batch()
-        self._runner.rearrange(self._scheduler.take_moves(), self._scheduler.live)
         if batch is None:
             return False
         try:
@@ -321,6 +320,7 @@ class Engine:
             if self._rows.get(row.request.id) is row:
                 del self._rows[row.request.id]
         self._scheduler.release(row)
+        self._runner.release(row)
         for active in row.take_interventions():
             active.end(self._runner.meters)
         self._sampling = None

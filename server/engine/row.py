@@ -11,6 +11,7 @@ from server.engine.request import GenerationRequest
 from server.types import Event, TokenLogprob
 
 if TYPE_CHECKING:
+    from server.engine.kv import PromptKv, Slot
     from server.engine.text import RowText
     from server.interventions.active import ActiveIntervention
 
@@ -25,7 +26,7 @@ class Row:
     rng: random.Random
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    slot: int = -1
+    kv: PromptKv | Slot | None = None
     state: Literal["waiting", "prefill", "decode"] = "waiting"
     interventions: list[ActiveIntervention] = field(default_factory=list)
     ended: list[ActiveIntervention] = field(default_factory=list)

@@ -70,7 +70,6 @@ def _check_rows(runner: Runner, codec: TextCodec, texts: list[list[int]], expect
         scheduler.submit(row)
     differences = []
     while (batch := scheduler.next_batch()) is not None:
-        runner.rearrange(scheduler.take_moves(), scheduler.live)
         result = runner.forward(batch)
         scheduler.commit(batch)
         for row, logits_V in zip(result.ready, result.logits_BV, strict=True):
@@ -79,9 +78,9 @@ def _check_rows(runner: Runner, codec: TextCodec, texts: list[list[int]], expect
             differences.append(float((logits_V - wanted_V).abs().max() / wanted_V.abs().max().clamp_min(1e-6)))
             if row.generated == _DECODED:
                 scheduler.release(row)
+                runner.release(row)
             else:
                 row.tokens.append(texts[rows[row]][at + 1])
-    runner.rearrange(scheduler.take_moves(), scheduler.live)
     return differences
 
 
@@ -99,7 +98,7 @@ def _check_sites(runner: Runner, codec: TextCodec, text: list[int]) -> None:
     assert batch is not None
     result = runner.forward(batch)
     scheduler.release(row)
+    runner.release(row)
     row.interventions[0].end(runner.meters)
-    runner.rearrange(scheduler.take_moves(), scheduler.live)
     if result.failed:
         raise UnsupportedArchitecture(f"its blocks cannot be intervened on: {next(iter(result.failed.values()))}")

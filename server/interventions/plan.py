@@ -28,6 +28,7 @@ class PlanRow:
     """The part of one request in this forward: positions ``start .. start + count`` in row ``index`` of the batch."""
 
     index: int
+    first: int
     start: int
     count: int
     prompt_len: int
@@ -140,7 +141,7 @@ class BatchPlan:
             touched.intervention.generated_tokens += touched.generated_tokens
 
     @classmethod
-    def build(cls, rows: Sequence[PlanRow], tokens_per_row: int, device: str | torch.device) -> BatchPlan:
+    def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device) -> BatchPlan:
         """Compiles the interventions of ``rows`` (B rows of ``tokens_per_row`` tokens, padding included)."""
         drafts: dict[tuple[Site, int, Operation, int], _Draft] = {}
         touched: list[Touched] = []
@@ -154,19 +155,17 @@ class BatchPlan:
                     continue
                 in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
                 touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt))
-                first = (row.index + 1) * tokens_per_row - row.count
-                tokens = [first + offset for offset in offsets]
+                numbers = [row.first + offset for offset in offsets]
                 for site in resolved.sites:
                     turn = rounds.get(site, 0)
                     rounds[site] = turn + 1
                     effect = resolved.effects[site]
                     mapper = None if isinstance(effect, Tensor) else effect
                     key = (site, turn, resolved.operation, id(mapper))
-                    drafts.setdefault(key, _Draft(resolved.operation, mapper)).extend(row.index, tokens, active, site)
+                    drafts.setdefault(key, _Draft(resolved.operation, mapper)).extend(row.index, numbers, active, site)
         groups: dict[Site, tuple[Group, ...]] = {}
-        batch_tokens = len(rows) * tokens_per_row
         for (site, *_), draft in sorted(drafts.items(), key=lambda item: item[0][:2]):
-            groups[site] = (*groups.get(site, ()), draft.finish(batch_tokens, torch.device(device)))
+            groups[site] = (*groups.get(site, ()), draft.finish(tokens, torch.device(device)))
         return cls(groups, tuple(touched))
 
 

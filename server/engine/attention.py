@@ -1,0 +1,173 @@
+"""Attention of a packed forward: the stock model computes all tokens of all rows in one sequence, and this module lets
+each row attend to its own keys and values only.
+
+Rows of different requests never meet in one product, so nothing that one row holds (NaN included) reaches another.
+
+Shapes: N packed tokens, n rows of a group, Q query and G grouped heads, H key-value heads, E key and F value head size,
+T columns attended, P tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface
+
+from mappers.errors import UnsupportedArchitecture
+from server.engine.kv import LayerShape
+from server.engine.layout import DecodeGroup, PromptGroup, StepLayout
+
+_NAME = "interlock_rows"
+_HARMLESS = frozenset({"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"})
+
+
+@contextmanager
+def packed_attention(config: Any) -> Iterator[None]:
+    """Within the block the model of ``config`` attends by rows; afterwards it is the stock model again."""
+    AttentionInterface.register(_NAME, _attend)
+    text_config = config.get_text_config(decoder=True)
+    stock = text_config._attn_implementation
+    text_config._attn_implementation = _NAME
+    try:
+        yield
+    finally:
+        text_config._attn_implementation = stock
+
+
+@dataclass(slots=True)
+class _Observer:
+    """Stands in for a layout while the shapes are read off the model itself."""
+
+    seen: dict[int, LayerShape]
+
+
+@torch.inference_mode()
+def observe_layers(model: nn.Module, layers: int) -> tuple[LayerShape, ...]:
+    """What each layer keeps for a token, read off one forward of one token.
+
+    Raises UnsupportedArchitecture where attention does not go through transformers' attention interface: only there can
+    rows of one batch be kept apart.
+    """
+    observer = _Observer({})
+    device = next(model.parameters()).device
+    one = torch.zeros(1, 1, dtype=torch.long, device=device)
+    config: Any = model.config
+    try:
+        with packed_attention(config):
+            model(input_ids=one, position_ids=one, use_cache=False, rows=observer)
+    except (TypeError, AttributeError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise UnsupportedArchitecture(f"{type(model).__name__} cannot be served row by row: {reason}") from error
+    if sorted(observer.seen) != list(range(layers)):
+        raise UnsupportedArchitecture(
+            f"{type(model).__name__}: {len(observer.seen)} of its {layers} layers attend through transformers' attention "
+            "interface; the others could not be kept apart by rows"
+        )
+    return tuple(observer.seen[layer] for layer in range(layers))
+
+
+def _attend(
+    module: nn.Module,
+    query_1QNE: Tensor,
+    key_1HNE: Tensor,
+    value_1HNF: Tensor,
+    _mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
+    rows: StepLayout | _Observer,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """The function that transformers calls in every layer; returns ``(1, N, Q, F)``."""
+    layer: Any = module.layer_idx
+    if isinstance(rows, _Observer):
+        _refuse_unknown(module, others)
+        rows.seen[layer] = LayerShape(
+            key_1HNE.shape[1], key_1HNE.shape[-1], value_1HNF.shape[-1], sliding_window, key_1HNE.dtype
+        )
+        groups = query_1QNE.shape[1] // value_1HNF.shape[1]
+        return value_1HNF.repeat_interleave(groups, 1).transpose(1, 2), None
+    scale = query_1QNE.shape[-1] ** -0.5 if scaling is None else scaling
+    parts_nQF = [
+        *(_decode(g, layer, query_1QNE[0], key_1HNE[0], value_1HNF[0], scale, softcap) for g in rows.decode),
+        *(_read(g, layer, query_1QNE[0], key_1HNE[0], value_1HNF[0], scale, softcap) for g in rows.prompts),
+    ]
+    out_NQF = parts_nQF[0] if len(parts_nQF) == 1 else torch.cat(parts_nQF)
+    return out_NQF[None], None
+
+
+def _refuse_unknown(module: nn.Module, others: Mapping[str, Any]) -> None:
+    """An argument of the attention that this module does not know would change the result: attention sinks, biases."""
+    unknown = sorted(name for name, value in others.items() if value is not None and name not in _HARMLESS)
+    if unknown:
+        raise UnsupportedArchitecture(f"{type(module).__name__} attends with {', '.join(unknown)}, which is not known")
+
+
+def _decode(
+    group: DecodeGroup,
+    layer: int,
+    query_QNE: Tensor,
+    key_HNE: Tensor,
+    value_HNF: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """One token a row: writes its key and value, then each row attends to its own columns; returns ``(n, Q, F)``.
+
+    Two batched products, also for one query a head: CPU kernels for scaled dot product attention are several times
+    slower there in bfloat16, and not faster in float32.
+    """
+    keys_nHTE, values_nHTF, mask_n1T = group.write(layer, key_HNE[:, group.tokens], value_HNF[:, group.tokens])
+    heads = keys_nHTE.shape[1]
+    query_nHGE = (query_QNE[:, group.tokens].transpose(0, 1) * scale).unflatten(1, (heads, -1))
+    scores_nHGT = torch.matmul(query_nHGE, keys_nHTE.transpose(2, 3))
+    if softcap is not None:
+        scores_nHGT = torch.tanh(scores_nHGT / softcap) * softcap
+    if mask_n1T is not None:
+        scores_nHGT += mask_n1T[:, None]
+    p_nHGT = scores_nHGT.softmax(-1, dtype=torch.float32).to(values_nHTF.dtype)
+    return torch.matmul(p_nHGT, values_nHTF).flatten(1, 2)
+
+
+def _read(
+    group: PromptGroup,
+    layer: int,
+    query_QNE: Tensor,
+    key_HNE: Tensor,
+    value_HNF: Tensor,
+    scale: float,
+    softcap: float | None,
+) -> Tensor:
+    """Chunks of equal length at equal positions: keeps their keys and values, and returns ``(n P, Q, F)``."""
+    count = len(group.prompts)
+    query_nQPE = query_QNE[:, group.tokens].unflatten(1, (count, -1)).transpose(0, 1)
+    key_nHTE, value_nHTF, mask_PT = group.write(layer, key_HNE[:, group.tokens], value_HNF[:, group.tokens])
+    grouped = query_nQPE.shape[1] != key_nHTE.shape[1]
+    if softcap is None:
+        out_nQPF = F.scaled_dot_product_attention(
+            query_nQPE, key_nHTE, value_nHTF, mask_PT, is_causal=mask_PT is None, scale=scale, enable_gqa=grouped
+        )
+    else:
+        out_nQPF = _capped(query_nQPE, key_nHTE, value_nHTF, mask_PT, scale, softcap)
+    return out_nQPF.transpose(1, 2).flatten(0, 1)
+
+
+def _capped(
+    query_nQPE: Tensor, key_nHTE: Tensor, value_nHTF: Tensor, mask_PT: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """Attention whose scores are bent into ``(-softcap, softcap)`` (Gemma 2), for which there is no kernel."""
+    heads, length = key_nHTE.shape[1], query_nQPE.shape[2]
+    query_nHGPE = (query_nQPE * scale).unflatten(1, (heads, -1))
+    scores_nHGPT = torch.matmul(query_nHGPE, key_nHTE[:, :, None].transpose(-1, -2))
+    scores_nHGPT = torch.tanh(scores_nHGPT / softcap) * softcap
+    if mask_PT is None:
+        mask_PT = torch.ones(length, length, dtype=torch.bool, device=scores_nHGPT.device).tril()
+    scores_nHGPT = scores_nHGPT.masked_fill(~mask_PT, float("-inf"))
+    return torch.matmul(scores_nHGPT.softmax(-1), value_nHTF[:, :, None]).flatten(1, 2)
