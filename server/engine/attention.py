@@ -66,8 +66,8 @@ def observe_layers(model: nn.Module, layers: int) -> tuple[LayerShape, ...]:
         raise UnsupportedArchitecture(f"{type(model).__name__} cannot be served row by row: {reason}") from error
     if sorted(observer.seen) != list(range(layers)):
         raise UnsupportedArchitecture(
-            f"{type(model).__name__}: {len(observer.seen)} of its {layers} layers attend through transformers' attention "
-            "interface; the others could not be kept apart by rows"
+            f"{type(model).__name__}: {len(observer.seen)} of its {layers} layers attend through transformers' "
+            "attention interface; the others could not be kept apart by rows"
         )
     return tuple(observer.seen[layer] for layer in range(layers))
 
@@ -126,7 +126,7 @@ def _decode(
     """
     keys_nHTE, values_nHTF, mask_n1T = group.write(layer, key_HNE[:, group.tokens], value_HNF[:, group.tokens])
     heads = keys_nHTE.shape[1]
-    query_nHGE = (query_QNE[:, group.tokens].transpose(0, 1) * scale).unflatten(1, (heads, -1))
+    query_nHGE = torch.unflatten(query_QNE[:, group.tokens].transpose(0, 1) * scale, 1, (heads, -1))
     scores_nHGT = torch.matmul(query_nHGE, keys_nHTE.transpose(2, 3))
     if softcap is not None:
         scores_nHGT = torch.tanh(scores_nHGT / softcap) * softcap
@@ -147,7 +147,7 @@ def _read(
 ) -> Tensor:
     """Chunks of equal length at equal positions: keeps their keys and values, and returns ``(n P, Q, F)``."""
     count = len(group.prompts)
-    query_nQPE = query_QNE[:, group.tokens].unflatten(1, (count, -1)).transpose(0, 1)
+    query_nQPE = torch.unflatten(query_QNE[:, group.tokens], 1, (count, -1)).transpose(0, 1)
     key_nHTE, value_nHTF, mask_PT = group.write(layer, key_HNE[:, group.tokens], value_HNF[:, group.tokens])
     grouped = query_nQPE.shape[1] != key_nHTE.shape[1]
     if softcap is None:
@@ -164,7 +164,7 @@ def _capped(
 ) -> Tensor:
     """Attention whose scores are bent into ``(-softcap, softcap)`` (Gemma 2), for which there is no kernel."""
     heads, length = key_nHTE.shape[1], query_nQPE.shape[2]
-    query_nHGPE = (query_nQPE * scale).unflatten(1, (heads, -1))
+    query_nHGPE = torch.unflatten(query_nQPE * scale, 1, (heads, -1))
     scores_nHGPT = torch.matmul(query_nHGPE, key_nHTE[:, :, None].transpose(-1, -2))
     scores_nHGPT = torch.tanh(scores_nHGPT / softcap) * softcap
     if mask_PT is None:

@@ -1,12 +1,12 @@
 """Keys and values of all rows.
 
 A prompt that is being read has memory of its own (:class:`PromptKv`). A row that decodes has a :class:`Slot` in the
-:class:`Pool` of its length class, and moves to the next class when it outgrows it: a decode step reads each pool through
-one view, and no row pays for a longer one. Layers with a sliding window keep a ring of that many columns.
+:class:`Pool` of its length class, and moves to the next class when it outgrows it: a decode step reads each pool
+through one view, and no row pays for a longer one. Layers with a sliding window keep a ring of that many columns.
 
 Shapes: L layers of one kind, S slots, H key-value heads, C columns, E key and F value head size, P tokens of a prompt.
-Column ``p % C`` of a slot belongs to position ``p`` of its text. Columns that no position owns are zero: a masked column
-weighs 0, but 0 times a NaN left there would be NaN.
+Column ``p % C`` of a slot belongs to position ``p`` of its text. Columns that no position owns are zero: a masked
+column weighs 0, but 0 times a NaN left there would be NaN.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where the tokens of one packed forward belong: which row, which position, which keys and values they read.
 
-Shapes: N packed tokens, n rows of a group, H key-value heads, E key and F value head size, P tokens of a chunk, S slots,
-C columns of a slot, T columns attended.
+Shapes: N packed tokens, n rows of a group, H key-value heads, E key and F value head size, P tokens of a chunk, S
+slots, C columns of a slot, T columns attended.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class DecodeGroup:
     reach: Sequence[_Reach]
 
     def write(self, layer: int, key_HnE: Tensor, value_HnF: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Keeps a layer's new keys and values; returns what the rows attend: ``(n, H, T, E)``, ``(n, H, T, F)``, mask."""
+        """Keeps a layer's new keys and values; returns what is attended: ``(n, H, T, E)``, ``(n, H, T, F)``, mask."""
         kind, place = self.places[layer]
         reach, count = self.reach[kind], len(self.rows_n)
         keys_SHCE, values_SHCF = self.pool.keys[kind][place], self.pool.values[kind][place]
@@ -72,7 +72,7 @@ class PromptGroup:
             prompt.values[kind][place, :, self.start : stop] = value_HNF[:, chunk]
         if self.start == 0:
             shape = (len(self.prompts), self.length)
-            key_nHTE, value_nHTF = (x.unflatten(1, shape).transpose(0, 1) for x in (key_HNE, value_HNF))
+            key_nHTE, value_nHTF = (torch.unflatten(x, 1, shape).transpose(0, 1) for x in (key_HNE, value_HNF))
             return key_nHTE, value_nHTF, self.mask_PT[kind]
         read = slice(self.first_read[kind], stop)
         (prompt,) = self.prompts
@@ -112,7 +112,7 @@ class StepLayout:
         pools = cache.pools
         rows = [slot.row for pool in pools for slot in pool.slots]
         assert len(rows) == decoding, "every row that decodes takes part in every step"
-        decode = []
+        decode: list[DecodeGroup] = []
         for pool in pools:
             first = decode[-1].tokens.stop if decode else 0
             decode.append(_decode_group(first, pool, cache, device))
@@ -151,7 +151,8 @@ def _decode_group(first: int, pool: Pool, cache: KvCache, device: torch.device) 
 def _prompt_group(
     first: int, rows: Sequence[Row], start: int, length: int, cache: KvCache, device: torch.device
 ) -> PromptGroup:
-    first_read, masks = [], []
+    first_read: list[int] = []
+    masks: list[Tensor | None] = []
     for shape, _ in cache.kinds:
         window = shape.window or start + length
         low = max(0, start - window + 1) if start else 0

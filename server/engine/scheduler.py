@@ -1,7 +1,7 @@
 """Decides which rows take part in the next forward, and with how many tokens. No tensors.
 
-Every row that decodes takes part in every step; what is left of the step's tokens goes to prompts. A row is admitted only
-when the memory that it may need until its end is free, so memory never decides later.
+Every row that decodes takes part in every step; beside them a bounded number of prompt tokens is read. A row is
+admitted only when the memory that it may need until its end is free, so memory never decides later.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Scheduler:
         return False
 
     def _share(self) -> list[tuple[Row, int]]:
-        """Prompt tokens of a step: half for the oldest prompt, the rest for the shortest, so that neither waits long."""
+        """Prompt tokens of a step: half for the oldest prompt, the rest for the shortest, so that none waits long."""
         room = self._prefill_tokens
         if not self._reading:
             return []
