@@ -60,7 +60,9 @@ class Engine:
         self._runner = runner
         self._codec = codec
         self._eos_ids = eos_ids
-        self._scheduler = Scheduler(limits.max_batch, limits.prefill_tokens)
+        self._scheduler = Scheduler(
+            limits.max_batch, limits.prefill_tokens, may_start=runner.reuse.may_start, start=runner.reuse.start
+        )
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._rows: dict[str, Row] = {}
         # Re-entrant: a sink, which is called under it, may cancel.
@@ -203,6 +205,7 @@ class Engine:
         if row.released:
             return
         row.interventions = [ActiveIntervention.begin(r, self._runner.meters) for r in row.request.interventions]
+        self._runner.reuse.admit(row)
         self._scheduler.submit(row)
 
     def _change(self, row: Row, update: InterventionUpdate) -> None:
@@ -226,6 +229,8 @@ class Engine:
             row.ended += old
         row.interventions = current
         row.revision += 1
+        # What is known of positions that were not computed yet was known for the settings before.
+        row.known_until = row.computed
 
     def _draw(self, result: StepResult) -> tuple[list[int], list[TokenLogprob | None]]:
         if not result.ready:
@@ -253,6 +258,8 @@ class Engine:
             if token < 0 or spoilt or any(math.isnan(scored.logprob) for scored in row.prompt_logprobs):
                 self._fail(row, "non_finite", "the model's output is not finite; lower the strength of the steering")
                 continue
+            if row.generated == 0:
+                self._runner.reuse.publish(row)
             if row.generated == 0 and row.request.sampling.prompt_logprobs is not None:
                 self._emit(row, PromptScored(tuple(row.prompt_logprobs)))
             if row.request.sampling.max_tokens == 0:
@@ -279,6 +286,7 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         counts = (row.prompt_len, row.generated)
+        self._runner.reuse.publish(row)
         receipts = tuple(active.end(self._runner.meters) for active in row.take_interventions())
         self._emit(row, Finished(reason, *counts, receipts))
         self._release(row)

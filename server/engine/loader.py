@@ -19,12 +19,16 @@ _UNBOUNDED_CONTEXT = 8192
 
 @dataclass(frozen=True, slots=True)
 class EngineOptions:
-    """Bounds the operator sets; ``max_context`` None means what the model was built for."""
+    """Bounds the operator sets; ``max_context`` None means what the model was built for.
+
+    ``prefix_bytes`` is the memory for prompt prefixes that later requests reuse; 0 turns that off.
+    """
 
     max_batch: int
     max_waiting: int
     prefill_tokens: int
     max_context: int | None = None
+    prefix_bytes: int = 0
 
 
 def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | None = None) -> tuple[Engine, TextCodec]:
@@ -37,7 +41,7 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
     context = min(model_context(config), options.max_context or model_context(config))
     vocab = int(config.get_text_config(decoder=True).vocab_size)
     codec = TextCodec(loaded.tokenizer, vocab)
-    runner = Runner(loaded.model, loaded.stack, context)
+    runner = Runner(loaded.model, loaded.stack, context, options.prefix_bytes)
     try:
         check_exact(loaded.model, runner, codec, vocab)
     except BaseException:

@@ -17,6 +17,9 @@ from server.engine.attention import observe_layers, packed_attention
 from server.engine.hooks import PlanHooks
 from server.engine.kv import KvCache, Slot
 from server.engine.layout import StepLayout
+from server.engine.prefix import PrefixCache
+from server.engine.resume import BlockGates
+from server.engine.reuse import PrefixReuse
 from server.engine.row import Row
 from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch
@@ -43,7 +46,7 @@ class Runner:
     Raises UnsupportedArchitecture for a model whose attention cannot be kept apart by rows.
     """
 
-    def __init__(self, model: nn.Module, stack: DecoderStack, context: int) -> None:
+    def __init__(self, model: nn.Module, stack: DecoderStack, context: int, prefix_bytes: int = 0) -> None:
         self._model: Any = model
         self.stack = stack
         self.device = next(model.parameters()).device
@@ -51,6 +54,8 @@ class Runner:
         self.shapes = observe_layers(model, stack.layers)
         self.cache = KvCache(self.shapes, context, self.device)
         self.meters = MeterBank(self.device)
+        self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
+        self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
         self._plan_key: tuple[object, ...] = ()
         self._plan = EMPTY_PLAN
@@ -61,6 +66,7 @@ class Runner:
         if isinstance(row.kv, Slot):
             row.kv.pool.remove(row.kv)
         row.kv = None
+        self.reuse.settle(row)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> StepResult:
@@ -83,11 +89,14 @@ class Runner:
         if self._selects_logits:
             arguments["logits_to_keep"] = 0 if everything else torch.tensor(wanted, device=self.device)
         self._hooks.begin(self._planned(batch, layout))
+        self._gates.begin(self.reuse.kept_layers(layout), layout.skipped, self.reuse.resumed(layout))
         try:
             with packed_attention(self._model.config):
                 logits_KV = self._model(**arguments).logits[0]
         finally:
             failed = self._hooks.end()
+            outputs_1ND = self._gates.end()
+        self.reuse.note(layout, outputs_1ND)
         if not self._selects_logits and not everything:
             logits_KV = logits_KV[wanted]
         return self._result(layout, kept, logits_KV, failed)
@@ -95,6 +104,7 @@ class Runner:
     def close(self) -> None:
         """Takes the hooks off the model."""
         self._hooks.remove()
+        self._gates.remove()
 
     def _planned(self, batch: Batch, layout: StepLayout) -> BatchPlan:
         if not any(row.interventions for row in layout.rows):
@@ -108,7 +118,10 @@ class Runner:
             PlanRow(i, first, row.computed, count, row.prompt_len, row.interventions)
             for i, (row, first, count) in enumerate(zip(*_columns(layout), strict=True))
         ]
-        self._plan_key, self._plan = key, BatchPlan.build(rows, sum(layout.counts), self.device)
+        self._plan_key, self._plan = (
+            key,
+            BatchPlan.build(rows, sum(layout.counts), self.device, lowest=max(layout.skipped - 1, 0)),
+        )
         return self._plan
 
     def _result(self, layout: StepLayout, kept: list[range], logits_KV: Tensor, failed: dict[int, str]) -> StepResult:
