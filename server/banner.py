@@ -25,6 +25,13 @@ def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str)
         "model": f"{model.name} ({model.architecture}, {model.layers} layers of width {model.width})",
         "runs on": f"{model.device}, {model.dtype}",
         "places": f"{limits.max_batch} running, {limits.max_waiting} waiting, {limits.context} tokens each",
+        "memory": ", ".join(
+            (
+                f"weights {_size(limits.memory.weights)}",
+                f"keys and values at most {_size(limits.memory.kv)}",
+                f"reusable prefixes at most {_size(limits.memory.prefixes)}",
+            )
+        ),
         "safety switch": settings.switch or "none by default; requests may name one",
         "references": ", ".join(settings.references) or "none",
         "access": _access(settings),
@@ -32,6 +39,10 @@ def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str)
         "url": f"{url}/v1",
         "try": f"curl {url}/v1/capabilities, or {url}/docs in a browser",
     }
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _access(settings: Settings) -> str:

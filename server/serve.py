@@ -123,8 +123,7 @@ def pick_device(wanted: str) -> str:
 
 def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, draining: threading.Event) -> Services:
     loaded = _load(settings)
-    limits = EngineOptions(settings.max_batch, settings.max_waiting, settings.prefill_tokens, settings.max_context)
-    engine, codec = build_engine(loaded, limits, name=settings.model_name)
+    engine, codec = build_engine(loaded, _options(settings), name=settings.model_name)
     catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength)
     if settings.switch is not None:
         catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch"))
@@ -138,6 +137,17 @@ def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, 
         keys=KeyRing.first(settings.api_key.get_secret_value() if settings.api_key else None),
         metrics=Metrics(CollectorRegistry(), engine.info.name),
         not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
+    )
+
+
+def _options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        prefill_tokens=settings.prefill_tokens,
+        max_context=settings.max_context,
+        kv_bytes=None if settings.kv_memory_mib is None else settings.kv_memory_mib * 2**20,
+        prefix_bytes=None if settings.prefix_memory_mib is None else settings.prefix_memory_mib * 2**20,
     )
 
 

@@ -92,8 +92,12 @@ class Settings(BaseSettings):
     """Requests that may wait for a place; more are answered 429."""
     max_context: Annotated[int, Field(ge=2, le=16_777_216)] | None = None
     """Most tokens of prompt and answer together. Default: what the model was made for."""
-    prefill_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
-    """Prompt tokens read in one step, so that a long prompt does not hold up running answers."""
+    prefill_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
+    """Prompt tokens read in one step beside running answers, so that a long prompt does not hold them up."""
+    kv_memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Memory for keys and values of running requests. Default: max_batch whole contexts, as far as memory is free."""
+    prefix_memory_mib: Annotated[int, Field(ge=0, le=16_777_216)] | None = None
+    """Memory for prompt prefixes that later requests reuse; 0 turns reuse off. Default: a tenth of what is free."""
     max_strength: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 100.0
     """Largest absolute strength a request may ask for."""
 

@@ -135,12 +135,13 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The generation ended well; always the last event."""
+    """The generation ended well; always the last event. ``cached_tokens`` of the prompt were reused, not computed."""
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     receipts: tuple[Receipt, ...]
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,13 +168,23 @@ class GenerationInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes: weights as loaded, keys and values of running requests, and prefixes kept for later ones."""
+
+    weights: int
+    kv: int
+    prefixes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of the engine: rows computed at once, rows waiting, tokens a row may hold, prompt tokens a step."""
+    """Bounds of the engine: rows computed at once, rows waiting, tokens a row holds, prompt tokens a step, memory."""
 
     max_batch: int
     max_waiting: int
     context: int
     prefill_tokens: int
+    memory: MemoryPlan
 
 
 @dataclass(frozen=True, slots=True)

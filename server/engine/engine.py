@@ -61,7 +61,12 @@ class Engine:
         self._codec = codec
         self._eos_ids = eos_ids
         self._scheduler = Scheduler(
-            limits.max_batch, limits.prefill_tokens, may_start=runner.reuse.may_start, start=runner.reuse.start
+            limits.max_batch,
+            limits.prefill_tokens,
+            budget=limits.memory.kv,
+            cost=lambda row: runner.cache.row_bytes(_tokens_at_most(row.request)),
+            may_start=runner.reuse.may_start,
+            start=runner.reuse.start,
         )
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._rows: dict[str, Row] = {}
@@ -288,7 +293,7 @@ class Engine:
         counts = (row.prompt_len, row.generated)
         self._runner.reuse.publish(row)
         receipts = tuple(active.end(self._runner.meters) for active in row.take_interventions())
-        self._emit(row, Finished(reason, *counts, receipts))
+        self._emit(row, Finished(reason, *counts, receipts, row.reused))
         self._release(row)
 
     def _fail(self, row: Row, code: ErrorCode, message: str) -> None:
@@ -349,7 +354,7 @@ class Engine:
             raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
         self._check_ids(request.prompt_ids, "prompt")
         self._check_ids(request.sampling.logit_bias, "logit_bias")
-        needed = len(request.prompt_ids) + request.sampling.max_tokens
+        needed = _tokens_at_most(request)
         if needed > self.limits.context:
             raise ContextLengthExceeded(
                 f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} make {needed}, "
@@ -357,7 +362,18 @@ class Engine:
                 param="max_tokens",
             )
 
+        if self._runner.cache.row_bytes(needed) > self.limits.memory.kv:
+            raise ContextLengthExceeded(
+                f"{needed} tokens need more than the {self.limits.memory.kv // 2**20} MiB that this server has for keys "
+                "and values: shorten the prompt, lower max_tokens, or start it with a larger --kv-memory-mib",
+                param="max_tokens",
+            )
+
     def _check_ids(self, ids: Collection[int], field: str) -> None:
         """An id without an embedding would raise inside the forward, and end every row of its batch."""
         if ids and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
             raise InvalidRequest(f"token ids must be in [0, {self.info.vocab_size}) for this model", param=field)
+
+
+def _tokens_at_most(request: GenerationRequest) -> int:
+    return len(request.prompt_ids) + request.sampling.max_tokens

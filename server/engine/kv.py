@@ -166,6 +166,10 @@ class KvCache:
         """Pools that hold rows, from the shortest."""
         return [pool for _, pool in sorted(self._pools.items()) if pool.slots]
 
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes that a row of ``tokens`` tokens takes when it is complete."""
+        return row_bytes([shape for shape, layers in self.kinds for _ in range(layers)], tokens, self._context)
+
     def begin(self, tokens: int) -> PromptKv:
         """Memory for a prompt of ``tokens`` tokens."""
         return PromptKv(

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from mappers.loading import LoadedModel, eos_token_ids
+from server.engine.attention import observe_layers
 from server.engine.engine import Engine
+from server.engine.kv import row_bytes
+from server.engine.memory import free_memory, plan_memory
 from server.engine.runner import Runner
 from server.engine.selfcheck import check_exact
 from server.engine.text import TextCodec
-from server.types import EngineLimits, ModelInfo
+from server.types import EngineLimits, MemoryPlan, ModelInfo
 
 _UNBOUNDED_CONTEXT = 8192
 
@@ -21,14 +25,16 @@ _UNBOUNDED_CONTEXT = 8192
 class EngineOptions:
     """Bounds the operator sets; ``max_context`` None means what the model was built for.
 
-    ``prefix_bytes`` is the memory for prompt prefixes that later requests reuse; 0 turns that off.
+    ``kv_bytes`` is the memory for keys and values of running requests, ``prefix_bytes`` that for prompt prefixes which
+    later requests reuse (0 turns that off); None plans them from what is free.
     """
 
     max_batch: int
     max_waiting: int
     prefill_tokens: int
     max_context: int | None = None
-    prefix_bytes: int = 0
+    kv_bytes: int | None = None
+    prefix_bytes: int | None = 0
 
 
 def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | None = None) -> tuple[Engine, TextCodec]:
@@ -41,7 +47,9 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
     context = min(model_context(config), options.max_context or model_context(config))
     vocab = int(config.get_text_config(decoder=True).vocab_size)
     codec = TextCodec(loaded.tokenizer, vocab)
-    runner = Runner(loaded.model, loaded.stack, context, options.prefix_bytes)
+    shapes = observe_layers(loaded.model, loaded.stack.layers)
+    memory = _plan(loaded.model, options, row_bytes(shapes, context, context))
+    runner = Runner(loaded.model, loaded.stack, shapes, context, memory.prefixes)
     try:
         check_exact(loaded.model, runner, codec, vocab)
     except BaseException:
@@ -59,8 +67,22 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
         device=str(parameter.device),
         config_digest=loaded.config_digest,
     )
-    limits = EngineLimits(options.max_batch, options.max_waiting, context, options.prefill_tokens)
+    limits = EngineLimits(options.max_batch, options.max_waiting, context, options.prefill_tokens, memory)
     return Engine(runner, codec, info, limits, eos_token_ids(loaded.model)), codec
+
+
+def _plan(model: nn.Module, options: EngineOptions, row_at_most: int) -> MemoryPlan:
+    device = next(model.parameters()).device
+    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+    return plan_memory(
+        weights,
+        row_at_most,
+        options.max_batch,
+        free_memory(device),
+        device.type,
+        options.kv_bytes,
+        options.prefix_bytes,
+    )
 
 
 def model_context(config: Any) -> int:

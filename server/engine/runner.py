@@ -6,6 +6,7 @@ Shapes: N packed tokens, K tokens whose logits are needed, B rows, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mappers.architectures import DecoderStack
-from server.engine.attention import observe_layers, packed_attention
+from server.engine.attention import packed_attention
 from server.engine.hooks import PlanHooks
-from server.engine.kv import KvCache, Slot
+from server.engine.kv import KvCache, LayerShape, Slot
 from server.engine.layout import StepLayout
 from server.engine.prefix import PrefixCache
 from server.engine.resume import BlockGates
@@ -43,16 +44,17 @@ class StepResult:
 class Runner:
     """Owns the cache and the hooks of one model. Not thread safe: only the engine's thread may call it.
 
-    Raises UnsupportedArchitecture for a model whose attention cannot be kept apart by rows.
+    ``shapes`` is what each layer keeps for a token; ``prefix_bytes`` the memory for prefixes that are reused.
     """
 
-    def __init__(self, model: nn.Module, stack: DecoderStack, context: int, prefix_bytes: int = 0) -> None:
+    def __init__(
+        self, model: nn.Module, stack: DecoderStack, shapes: Sequence[LayerShape], context: int, prefix_bytes: int
+    ) -> None:
         self._model: Any = model
         self.stack = stack
         self.device = next(model.parameters()).device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.shapes = observe_layers(model, stack.layers)
-        self.cache = KvCache(self.shapes, context, self.device)
+        self.cache = KvCache(shapes, context, self.device)
         self.meters = MeterBank(self.device)
         self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
         self._gates = BlockGates(stack)

@@ -54,6 +54,8 @@ class LimitsOut(TypedDict):
     logit_bias: int
     body_bytes: int
     upload_bytes: int
+    kv_bytes: int
+    prefix_bytes: int
 
 
 class Capabilities(TypedDict):
@@ -115,4 +117,6 @@ def _limits(services: Services) -> LimitsOut:
         "logit_bias": bounds.MAX_LOGIT_BIAS,
         "body_bytes": bounds.BODY_BYTES,
         "upload_bytes": services.upload_bytes,
+        "kv_bytes": limits.memory.kv,
+        "prefix_bytes": limits.memory.prefixes,
     }

@@ -17,6 +17,7 @@ from server.types import (
     GenerationInfo,
     InlineVector,
     InterventionSpec,
+    MemoryPlan,
     ModelInfo,
     PromptScored,
     Receipt,
@@ -26,7 +27,9 @@ from server.types import (
 
 WIDTH = 4
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-LIMITS = EngineLimits(max_batch=8, max_waiting=8, context=2048, prefill_tokens=64)
+LIMITS = EngineLimits(
+    max_batch=8, max_waiting=8, context=2048, prefill_tokens=64, memory=MemoryPlan(2**20, 2**30, 2**20)
+)
 INFO = ModelInfo("fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cpu", "0123456789abcdef" * 4)
 KNOWN = {"safe": "switch", "other": "switch", "refusal": "vector", "joy": "vector"}
 
