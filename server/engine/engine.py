@@ -364,7 +364,7 @@ class Engine:
 
         if self._runner.cache.row_bytes(needed) > self.limits.memory.kv:
             raise ContextLengthExceeded(
-                f"{needed} tokens need more than the {self.limits.memory.kv // 2**20} MiB that this server has for keys "
+                f"{needed} tokens need more than the {self.limits.memory.kv // 2**20} MiB this server has for keys "
                 "and values: shorten the prompt, lower max_tokens, or start it with a larger --kv-memory-mib",
                 param="max_tokens",
             )
