@@ -48,7 +48,7 @@ class Runner:
         self.stack = stack
         self.device = next(model.parameters()).device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.shapes = observe_layers(model, stack.layers)
+        self.shapes = observe_layers(model, stack.layers, context)
         self.cache = KvCache(self.shapes, context, self.device)
         self.meters = MeterBank(self.device)
         self._hooks = PlanHooks(stack, self.meters)
