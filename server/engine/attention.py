@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -24,18 +25,49 @@ from mappers.errors import UnsupportedArchitecture
 from server.engine.kv import LayerShape
 from server.engine.layout import DecodeGroup, PromptGroup, StepLayout
 
+_T = TypeVar("_T")
 _ROWS = "interlock_rows"
 _OBSERVED = "interlock_observed"
 _HEEDED = {"scaling", "softcap", "sliding_window"}  # a window by way of the mask
-_WITHOUT_EFFECT = {"dropout", "is_causal", "position_ids", "use_cache", "output_attentions", "cache_position"}
+_WITHOUT_EFFECT = {
+    "dropout",
+    "is_causal",
+    "position_ids",
+    "use_cache",
+    "cache_position",
+    "output_attentions",
+    "output_router_logits",
+}
+
+
+@dataclass(slots=True)
+class _Observer:
+    """Stands in for a layout while the shapes are read off the model itself."""
+
+    context: int
+    seen: dict[int, LayerShape] = field(default_factory=dict)
+
+
+# Not an argument of the model: some models do not hand unknown ones on to their attention.
+_layout: ContextVar[StepLayout] = ContextVar("layout")
+_observer: ContextVar[_Observer] = ContextVar("observer")
 
 
 @contextmanager
-def packed_attention(config: Any) -> Iterator[None]:
-    """Within the block the model of ``config`` attends by rows; afterwards it is the stock model again."""
+def packed_attention(config: Any, layout: StepLayout) -> Iterator[None]:
+    """Within the block the model of ``config`` attends by the rows of ``layout``; afterwards it is the stock model."""
     AttentionInterface.register(_ROWS, _attend)
-    with _implementation(config, _ROWS):
+    with _bound(_layout, layout), _implementation(config, _ROWS):
         yield
+
+
+@contextmanager
+def _bound(variable: ContextVar[_T], value: _T) -> Iterator[None]:
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 @contextmanager
@@ -47,14 +79,6 @@ def _implementation(config: Any, name: str) -> Iterator[None]:
         yield
     finally:
         text_config._attn_implementation = stock
-
-
-@dataclass(slots=True)
-class _Observer:
-    """Stands in for a layout while the shapes are read off the model itself."""
-
-    context: int
-    seen: dict[int, LayerShape] = field(default_factory=dict)
 
 
 @torch.inference_mode()
@@ -71,8 +95,8 @@ def observe_layers(model: nn.Module, layers: int, context: int) -> tuple[LayerSh
     AttentionInterface.register(_OBSERVED, _observe)
     AttentionMaskInterface.register(_OBSERVED, partial(_observe_mask, context))
     try:
-        with _implementation(config, _OBSERVED):
-            model(input_ids=one, position_ids=one, use_cache=False, rows=observer)
+        with _bound(_observer, observer), _implementation(config, _OBSERVED):
+            model(input_ids=one, position_ids=one, use_cache=False)
     except UnsupportedArchitecture:
         raise
     except Exception as error:
@@ -91,19 +115,20 @@ def _observe(
     query_1Q1E: Tensor,
     key_1H1E: Tensor,
     value_1H1F: Tensor,
-    mask: Tensor | None,
-    *,
-    rows: _Observer,
+    attention_mask: Tensor | None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Notes a layer's shapes; a token that is alone attends to itself. Returns ``(1, 1, Q, F)``."""
+    observer = _observer.get()
     layer: Any = module.layer_idx
     name = type(module).__name__
     _refuse_unknown(name, others)
-    if layer in rows.seen:
+    if layer in observer.seen:
         raise UnsupportedArchitecture(f"{name} attends more than once in layer {layer}")
-    window = _window(name, mask, rows.context)
-    rows.seen[layer] = LayerShape(key_1H1E.shape[1], key_1H1E.shape[-1], value_1H1F.shape[-1], window, key_1H1E.dtype)
+    window = _window(name, attention_mask, observer.context)
+    observer.seen[layer] = LayerShape(
+        key_1H1E.shape[1], key_1H1E.shape[-1], value_1H1F.shape[-1], window, key_1H1E.dtype
+    )
     groups = query_1Q1E.shape[1] // value_1H1F.shape[1]
     return value_1H1F.repeat_interleave(groups, 1).transpose(1, 2), None
 
@@ -135,7 +160,7 @@ def _observe_mask(
 
 def _window(name: str, mask: Tensor | None, context: int) -> int | None:
     """The window that :func:`_observe_mask` put into ``mask``; None where it spans the whole context."""
-    if mask is None or mask.shape != (1, 1, 1, 1) or mask.is_floating_point() or not mask.item():
+    if mask is None or mask.shape != (1, 1, 1, 1) or mask.dtype != torch.long or not mask.item():
         raise UnsupportedArchitecture(f"{name} attends with a mask that is neither causal nor a window of last tokens")
     window = int(mask)
     return None if window >= context else window
@@ -146,19 +171,19 @@ def _attend(
     query_1QNE: Tensor,
     key_1HNE: Tensor,
     value_1HNF: Tensor,
-    _mask: Tensor | None,
+    attention_mask: Tensor | None = None,  # noqa: ARG001 - some models give it by its name
     *,
     scaling: float | None = None,
     softcap: float | None = None,
-    rows: StepLayout,
     **_others: Any,
 ) -> tuple[Tensor, None]:
     """The function that transformers calls in every layer; returns ``(1, N, Q, F)``."""
+    layout = _layout.get()
     layer: Any = module.layer_idx
     scale = query_1QNE.shape[-1] ** -0.5 if scaling is None else scaling
     parts_nQF = [
-        *(_decode(g, layer, query_1QNE[0], key_1HNE[0], value_1HNF[0], scale, softcap) for g in rows.decode),
-        *(_read(g, layer, query_1QNE[0], key_1HNE[0], value_1HNF[0], scale, softcap) for g in rows.prompts),
+        *(_decode(g, layer, query_1QNE[0], key_1HNE[0], value_1HNF[0], scale, softcap) for g in layout.decode),
+        *(_read(g, layer, query_1QNE[0], key_1HNE[0], value_1HNF[0], scale, softcap) for g in layout.prompts),
     ]
     out_NQF = parts_nQF[0] if len(parts_nQF) == 1 else torch.cat(parts_nQF)
     return out_NQF[None], None

@@ -77,14 +77,13 @@ class Runner:
             "input_ids": torch.tensor([ids], device=self.device),
             "position_ids": torch.tensor([positions], device=self.device),
             "use_cache": False,
-            "rows": layout,
         }
         everything = len(wanted) == len(ids)
         if self._selects_logits:
             arguments["logits_to_keep"] = 0 if everything else torch.tensor(wanted, device=self.device)
         self._hooks.begin(self._planned(batch, layout))
         try:
-            with packed_attention(self._model.config):
+            with packed_attention(self._model.config, layout):
                 logits_KV = self._model(**arguments).logits[0]
         finally:
             failed = self._hooks.end()
