@@ -12,7 +12,8 @@ column weighs 0, but 0 times a NaN left there would be NaN.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -130,7 +131,9 @@ class Pool:
             last.index = slot.index
             self.slots[slot.index] = last
         if self.keys[0].shape[1] > 2 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
-            self._resize(len(self.slots))
+            # A row must be able to leave where memory has run out; the next one to leave tries again.
+            with suppress(torch.OutOfMemoryError):
+                self._resize(len(self.slots))
 
     def _resize(self, slots: int) -> None:
         # All or nothing: should memory run out on the way, every tensor still has the old number of slots.
@@ -179,25 +182,25 @@ class KvCache:
 
     def place(self, row: Row, prompt: PromptKv, computed: int) -> Slot:
         """Moves the first ``computed`` positions of a prompt that has been read to a slot with room for one more."""
-        slot = self._pool(computed + 1).add(row)
-        for held, read in zip((*slot.pool.keys, *slot.pool.values), (*prompt.keys, *prompt.values), strict=True):
-            columns = held.shape[3]
-            # The last ones that fit, position p in column p % columns: a ring is written in two pieces.
-            first = max(computed - columns, 0)
-            turn = first % columns
-            later = min(computed, first + columns - turn)
-            held[:, slot.index, :, turn : turn + later - first] = read[:, :, first:later]
-            held[:, slot.index, :, : computed - later] = read[:, :, later:computed]
+        with self._added(row, computed + 1) as slot:
+            for held, read in zip((*slot.pool.keys, *slot.pool.values), (*prompt.keys, *prompt.values), strict=True):
+                columns = held.shape[3]
+                # The last ones that fit, position p in column p % columns: a ring is written in two pieces.
+                first = max(computed - columns, 0)
+                turn = first % columns
+                later = min(computed, first + columns - turn)
+                held[:, slot.index, :, turn : turn + later - first] = read[:, :, first:later]
+                held[:, slot.index, :, : computed - later] = read[:, :, later:computed]
         return slot
 
     def widen(self, slot: Slot, computed: int) -> Slot:
         """The slot itself, or one in a longer class where it has no room for position ``computed``."""
         if computed < slot.pool.capacity:
             return slot
-        wider = self._pool(computed + 1).add(slot.row)
-        pools = ((*pool.keys, *pool.values) for pool in (wider.pool, slot.pool))
-        for new, old in zip(*pools, strict=True):
-            new[:, wider.index, :, : old.shape[3]] = old[:, slot.index]
+        with self._added(slot.row, computed + 1) as wider:
+            pools = ((*pool.keys, *pool.values) for pool in (wider.pool, slot.pool))
+            for new, old in zip(*pools, strict=True):
+                new[:, wider.index, :, : old.shape[3]] = old[:, slot.index]
         slot.pool.remove(slot)
         return wider
 
@@ -222,6 +225,16 @@ class KvCache:
             [values[:, :, start:stop].clone() for values in kv.values],
             {layer: hidden_PD[start:stop].clone() for layer, hidden_PD in kv.hidden_PD.items()},
         )
+
+    @contextmanager
+    def _added(self, row: Row, tokens: int) -> Iterator[Slot]:
+        """A slot for ``tokens`` tokens, to be filled within the block; given back should that fail."""
+        slot = self._pool(tokens).add(row)
+        try:
+            yield slot
+        except BaseException:
+            slot.pool.remove(slot)
+            raise
 
     def _pool(self, tokens: int) -> Pool:
         capacity = capacity_for(tokens, self._context)

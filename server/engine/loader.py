@@ -47,7 +47,7 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
     context = min(model_context(config), options.max_context or model_context(config))
     vocab = int(config.get_text_config(decoder=True).vocab_size)
     codec = TextCodec(loaded.tokenizer, vocab)
-    shapes = observe_layers(loaded.model, loaded.stack.layers)
+    shapes = observe_layers(loaded.model, loaded.stack.layers, context)
     memory = _plan(loaded.model, options, row_bytes(shapes, context, context))
     runner = Runner(loaded.model, loaded.stack, shapes, context, memory.prefixes)
     try:

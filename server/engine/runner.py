@@ -85,7 +85,6 @@ class Runner:
             "input_ids": torch.tensor([ids], device=self.device),
             "position_ids": torch.tensor([positions], device=self.device),
             "use_cache": False,
-            "rows": layout,
         }
         everything = len(wanted) == len(ids)
         if self._selects_logits:
@@ -93,7 +92,7 @@ class Runner:
         self._hooks.begin(self._planned(batch, layout))
         self._gates.begin(self.reuse.kept_layers(layout), layout.skipped, self.reuse.resumed(layout))
         try:
-            with packed_attention(self._model.config):
+            with packed_attention(self._model.config, layout):
                 logits_KV = self._model(**arguments).logits[0]
         finally:
             failed = self._hooks.end()
