@@ -188,6 +188,20 @@ class EngineLimits:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Memory of keys and values promised to running rows and held by prefixes (bytes), and prompt tokens since start.
+
+    ``prefix_queries`` prompt tokens were looked up, ``prefix_hits`` reused whole, ``prefix_resumed`` in lower layers.
+    """
+
+    kv_promised: int = 0
+    prefix_bytes: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prefix_resumed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """The served model. ``config_digest`` is sha256 over its configuration without volatile keys."""
 

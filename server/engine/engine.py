@@ -25,6 +25,7 @@ from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFo
 from server.interventions.active import ActiveIntervention
 from server.types import (
     EngineLimits,
+    EngineStats,
     ErrorCode,
     Event,
     Failed,
@@ -141,6 +142,11 @@ class Engine:
             )
             for row in rows
         ]
+
+    def stats(self) -> EngineStats:
+        """Figures of this moment; other threads may read them while the engine goes on."""
+        counts, held = self._runner.reuse.counts, self._runner.reuse.prefixes.nbytes
+        return EngineStats(self._scheduler.promised, held, counts.asked, counts.reused, counts.resumed)
 
     def drain(self, timeout_s: float) -> None:
         """Takes no more requests and waits for the running ones; those left after ``timeout_s`` fail with shutdown."""

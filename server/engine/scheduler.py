@@ -71,6 +71,11 @@ class Scheduler:
         """Rows that were admitted."""
         return len(self._spent)
 
+    @property
+    def promised(self) -> int:
+        """What the live rows may need in all, in the unit of ``budget``."""
+        return sum(self._spent.values())
+
     def submit(self, row: Row) -> None:
         """Queues a row; never refuses: the engine bounds how many there are."""
         self._waiting.setdefault(row.request.owner, deque()).append(row)
@@ -111,7 +116,7 @@ class Scheduler:
 
     def _admit_one(self) -> bool:
         """Admits the first row of the first owner whose row may start; that owner is the last to be asked next time."""
-        free = None if self._budget is None else self._budget - sum(self._spent.values())
+        free = None if self._budget is None else self._budget - self.promised
         for owner, queue in self._waiting.items():
             row = next((row for row in queue if self._may_start(row)), None)
             if row is None:

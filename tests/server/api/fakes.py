@@ -12,6 +12,7 @@ from server.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from server.jobs.model import Job, JobEvent, JobState
 from server.types import (
     EngineLimits,
+    EngineStats,
     Event,
     Finished,
     GenerationInfo,
@@ -145,6 +146,9 @@ class FakeEngine:
         if generation_id not in self.running:
             raise NotFound("not running")
         self.updates.append((generation_id, update))
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
 
     def generations(self) -> list[GenerationInfo]:
         return [
