@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
+from typing import Any
 
 from mappers.loading import LoadedModel, eos_token_ids
 from server.engine.engine import Engine
+from server.engine.precision import served_dtype
 from server.engine.runner import Runner
 from server.engine.selfcheck import check_exact
 from server.engine.text import TextCodec
@@ -27,8 +26,11 @@ class EngineOptions:
     max_context: int | None = None
 
 
-def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | None = None) -> tuple[Engine, TextCodec]:
+def build_engine(
+    loaded: LoadedModel, options: EngineOptions, *, name: str | None = None, dtype_reason: str = ""
+) -> tuple[Engine, TextCodec]:
     """An engine (not started) and the codec of its texts. ``name`` is the served name, by default the model's own.
+    ``dtype_reason`` says why the model is served in its dtype, where nobody asked for it.
 
     Raises UnsupportedArchitecture where a self-check shows that rows of a batch would not get what the model alone
     gives them.
@@ -51,9 +53,10 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
         width=loaded.stack.width,
         vocab_size=vocab,
         context=context,
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=served_dtype(loaded.model),
         device=str(parameter.device),
         config_digest=loaded.config_digest,
+        dtype_reason=dtype_reason,
     )
     limits = EngineLimits(options.max_batch, options.max_waiting, context, options.prefill_tokens)
     return Engine(runner, codec, info, limits, eos_token_ids(loaded.model)), codec
@@ -72,10 +75,3 @@ def model_context(config: Any) -> int:
         if parameters.get("rope_type") in ("dynamic", "longrope"):
             context = min(context, int(parameters.get("original_max_position_embeddings") or context))
     return context
-
-
-def pick_dtype(wanted: str, device: str) -> torch.dtype | Literal["auto"]:
-    """The dtype named by ``wanted``; ``auto`` becomes float32 on a CPU and stays the checkpoint's own on a GPU."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
-    return torch.float32 if device == "cpu" else "auto"
