@@ -203,7 +203,10 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys."""
+    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys.
+
+    ``dtype`` is that of the weights: a torch dtype, int8 or int4. ``dtype_reason`` is empty where the operator chose.
+    """
 
     name: str
     architecture: str
@@ -214,3 +217,4 @@ class ModelInfo:
     dtype: str
     device: str
     config_digest: str
+    dtype_reason: str = ""
