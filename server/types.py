@@ -118,8 +118,9 @@ class TokensGenerated:
 class Receipt:
     """What one intervention really did to one request.
 
-    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``. Token counts are positions
-    touched at the first of ``sites``. ``gate_hits`` is None for an intervention without a gate.
+    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``, as far as they were
+    computed for this request. Token counts are positions touched at the first of ``sites``, reused ones included.
+    ``gate_hits`` is None for an intervention without a gate.
     """
 
     kind: str
