@@ -29,8 +29,8 @@ _TOLERANCE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 def check_exact(model: nn.Module, runner: Runner, codec: TextCodec, vocab: int) -> None:
     """Compares two rows, computed in chunks and then token by token, with plain forwards of the model.
 
-    Raises UnsupportedArchitecture with the reason where the logits differ by more than rounding, where the forward
-    refuses per-row masks, or where a block's output cannot be intervened on.
+    Raises UnsupportedArchitecture with the reason where the logits differ by more than rounding, where a forward
+    raises, or where a block's output cannot be intervened on.
     """
     name = type(model).__name__
     rng = random.Random(0)
