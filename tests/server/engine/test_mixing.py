@@ -69,7 +69,7 @@ def test_rows_of_all_classes_beside_chunks_equal_their_solo_runs(kind, make_harn
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_in_a_chunk_leaves_rows_that_decode_bit_identical(kind, make_harness):
-    """A prompt of 150 tokens is NaN from its 31st on; rows of two classes, with rings that wrapped, decode beside it."""
+    """A prompt of 150 tokens is NaN from its 31st on; rows of two classes decode beside it, in wrapped rings."""
     runs = []
     for used in ((), (NAN,)):
         harness = make_harness(tiny_model(kind), prefill_tokens=16)
