@@ -11,9 +11,10 @@ column weighs 0, but 0 times a NaN left there would be NaN.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -59,10 +60,28 @@ def row_bytes(shapes: Sequence[LayerShape], tokens: int, context: int) -> int:
 
 @dataclass(eq=False, slots=True)
 class PromptKv:
-    """Keys ``(L, H, P, E)`` and values ``(L, H, P, F)`` of one prompt, a pair for each kind of layer."""
+    """Keys ``(L, H, P, E)`` and values ``(L, H, P, F)`` of one prompt, a pair for each kind of layer.
+
+    ``hidden_PD`` are the outputs of some layers, before any intervention there, for requests that resume above them.
+    """
 
     keys: list[Tensor]
     values: list[Tensor]
+    hidden_PD: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """Keys and values of a few positions, as in :class:`PromptKv`, kept for later prompts."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden_PD: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.hidden_PD.values()))
 
 
 @dataclass(eq=False, slots=True)
@@ -150,6 +169,10 @@ class KvCache:
         """Pools that hold rows, from the shortest."""
         return [pool for _, pool in sorted(self._pools.items()) if pool.slots]
 
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes that a row of ``tokens`` tokens takes when it is complete."""
+        return row_bytes([shape for shape, layers in self.kinds for _ in range(layers)], tokens, self._context)
+
     def begin(self, tokens: int) -> PromptKv:
         """Memory for a prompt of ``tokens`` tokens."""
         return PromptKv(
@@ -180,6 +203,28 @@ class KvCache:
                 new[:, wider.index, :, : old.shape[3]] = old[:, slot.index]
         slot.pool.remove(slot)
         return wider
+
+    def load(self, prompt: PromptKv, start: int, block: Block, layers: int) -> None:
+        """Copies the lowest ``layers`` of a block to positions ``start ..`` of a prompt."""
+        known = Counter(kind for kind, _ in self.place_of_layer[:layers])
+        for kind, count in known.items():
+            stop = start + block.keys[kind].shape[2]
+            prompt.keys[kind][:count, :, start:stop] = block.keys[kind][:count]
+            prompt.values[kind][:count, :, start:stop] = block.values[kind][:count]
+
+    def block(self, kv: PromptKv | Slot, start: int, stop: int) -> Block:
+        """A copy of positions ``start .. stop``; of a slot only where no layer has a window."""
+        if isinstance(kv, Slot):
+            pool, index = kv.pool, kv.index
+            return Block(
+                [keys[:, index, :, start:stop].clone() for keys in pool.keys],
+                [values[:, index, :, start:stop].clone() for values in pool.values],
+            )
+        return Block(
+            [keys[:, :, start:stop].clone() for keys in kv.keys],
+            [values[:, :, start:stop].clone() for values in kv.values],
+            {layer: hidden_PD[start:stop].clone() for layer, hidden_PD in kv.hidden_PD.items()},
+        )
 
     @contextmanager
     def _added(self, row: Row, tokens: int) -> Iterator[Slot]:

@@ -86,6 +86,7 @@ class StepLayout:
 
     rows: tuple[Row, ...]
     counts: tuple[int, ...]
+    skipped: int
     decode: tuple[DecodeGroup, ...]
     prompts: tuple[PromptGroup, ...]
 
@@ -107,9 +108,9 @@ class StepLayout:
                 assert isinstance(row.kv, Slot)
                 row.kv = cache.widen(row.kv, row.computed)
             else:
-                row.kv = row.kv or cache.begin(len(row.tokens))
+                row.kv = row.kv or cache.begin(row.prompt_len)
                 reading.append((row, count))
-        pools = cache.pools
+        pools = cache.pools if decoding else []
         rows = [slot.row for pool in pools for slot in pool.slots]
         assert len(rows) == decoding, "every row that decodes takes part in every step"
         decode: list[DecodeGroup] = []
@@ -127,6 +128,7 @@ class StepLayout:
         return cls(
             rows=(*rows, *(row for row, _ in reading)),
             counts=(*(1 for _ in rows), *(count for _, count in reading)),
+            skipped=batch.skipped,
             decode=tuple(decode),
             prompts=tuple(prompts),
         )

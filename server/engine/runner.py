@@ -6,6 +6,7 @@ Shapes: N packed tokens, K tokens whose logits are needed, B rows, V vocabulary.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from mappers.architectures import DecoderStack
-from server.engine.attention import observe_layers, packed_attention
+from server.engine.attention import packed_attention
 from server.engine.hooks import PlanHooks
-from server.engine.kv import KvCache, Slot
+from server.engine.kv import KvCache, LayerShape, Slot
 from server.engine.layout import StepLayout
+from server.engine.prefix import PrefixCache
+from server.engine.resume import BlockGates
+from server.engine.reuse import PrefixReuse
 from server.engine.row import Row
 from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch
@@ -40,17 +44,20 @@ class StepResult:
 class Runner:
     """Owns the cache and the hooks of one model. Not thread safe: only the engine's thread may call it.
 
-    Raises UnsupportedArchitecture for a model whose attention cannot be kept apart by rows.
+    ``shapes`` is what each layer keeps for a token; ``prefix_bytes`` the memory for prefixes that are reused.
     """
 
-    def __init__(self, model: nn.Module, stack: DecoderStack, context: int) -> None:
+    def __init__(
+        self, model: nn.Module, stack: DecoderStack, shapes: Sequence[LayerShape], context: int, prefix_bytes: int
+    ) -> None:
         self._model: Any = model
         self.stack = stack
         self.device = next(model.parameters()).device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.shapes = observe_layers(model, stack.layers, context)
-        self.cache = KvCache(self.shapes, context, self.device)
+        self.cache = KvCache(shapes, context, self.device)
         self.meters = MeterBank(self.device)
+        self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
+        self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
         self._plan_key: tuple[object, ...] = ()
         self._plan = EMPTY_PLAN
@@ -61,6 +68,7 @@ class Runner:
         if isinstance(row.kv, Slot):
             row.kv.pool.remove(row.kv)
         row.kv = None
+        self.reuse.settle(row)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> StepResult:
@@ -82,11 +90,14 @@ class Runner:
         if self._selects_logits:
             arguments["logits_to_keep"] = 0 if everything else torch.tensor(wanted, device=self.device)
         self._hooks.begin(self._planned(batch, layout))
+        self._gates.begin(self.reuse.kept_layers(layout), layout.skipped, self.reuse.resumed(layout))
         try:
             with packed_attention(self._model.config, layout):
                 logits_KV = self._model(**arguments).logits[0]
         finally:
             failed = self._hooks.end()
+            outputs_1ND = self._gates.end()
+        self.reuse.note(layout, outputs_1ND)
         if not self._selects_logits and not everything:
             logits_KV = logits_KV[wanted]
         return self._result(layout, kept, logits_KV, failed)
@@ -94,6 +105,7 @@ class Runner:
     def close(self) -> None:
         """Takes the hooks off the model."""
         self._hooks.remove()
+        self._gates.remove()
 
     def _planned(self, batch: Batch, layout: StepLayout) -> BatchPlan:
         if not any(row.interventions for row in layout.rows):
@@ -107,7 +119,10 @@ class Runner:
             PlanRow(i, first, row.computed, count, row.prompt_len, row.interventions)
             for i, (row, first, count) in enumerate(zip(*_columns(layout), strict=True))
         ]
-        self._plan_key, self._plan = key, BatchPlan.build(rows, sum(layout.counts), self.device)
+        self._plan_key, self._plan = (
+            key,
+            BatchPlan.build(rows, sum(layout.counts), self.device, lowest=max(layout.skipped - 1, 0)),
+        )
         return self._plan
 
     def _result(self, layout: StepLayout, kept: list[range], logits_KV: Tensor, failed: dict[int, str]) -> StepResult:

@@ -16,10 +16,14 @@ from server.engine.row import Row
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Rows of one forward with the number of tokens that each computes: first those that decode, then prompts."""
+    """Rows of one forward with the number of tokens that each computes: first those that decode, then prompts.
+
+    The lowest ``skipped`` layers are known already for all of these tokens and do not run.
+    """
 
     rows: tuple[Row, ...]
     counts: tuple[int, ...]
+    skipped: int = 0
 
     @property
     def phase(self) -> Literal["decode", "mixed"]:
@@ -31,7 +35,8 @@ class Scheduler:
     """Owners take turns, and each owner's requests come in order.
 
     ``max_batch`` rows are live at once, as far as ``budget`` holds what ``cost`` says each may need (any unit).
-    ``prefill_tokens`` prompt tokens at most are computed in a step. ``may_start`` can hold a row back for a while.
+    ``prefill_tokens`` prompt tokens at most are computed in a step. ``may_start`` can hold a row back for a while;
+    ``start`` is called when a row is admitted, and may find that part of its prompt is computed already.
     """
 
     def __init__(
@@ -42,12 +47,15 @@ class Scheduler:
         budget: int | None = None,
         cost: Callable[[Row], int] = lambda _row: 0,
         may_start: Callable[[Row], bool] = lambda _row: True,
+        start: Callable[[Row], None] = lambda _row: None,
     ) -> None:
         self.max_batch = max_batch
         self._prefill_tokens = prefill_tokens
         self._budget = budget
         self._cost = cost
         self._may_start = may_start
+        self._start = start
+        self._resumed_last = False
         self._waiting: dict[str | None, deque[Row]] = {}
         self._reading: list[Row] = []
         self._decoding: list[Row] = []
@@ -63,6 +71,11 @@ class Scheduler:
         """Rows that were admitted."""
         return len(self._spent)
 
+    @property
+    def promised(self) -> int:
+        """What the live rows may need in all, in the unit of ``budget``."""
+        return sum(self._spent.values())
+
     def submit(self, row: Row) -> None:
         """Queues a row; never refuses: the engine bounds how many there are."""
         self._waiting.setdefault(row.request.owner, deque()).append(row)
@@ -71,8 +84,12 @@ class Scheduler:
         """The next forward, or None when nothing is to be done."""
         while len(self._spent) < self.max_batch and self._admit_one():
             pass
-        chunks = self._share()
+        chunks = self._share([row for row in self._reading if row.computed >= row.known_until])
         rows = (*self._decoding, *(row for row, _ in chunks))
+        resuming = [row for row in self._reading if row.computed < row.known_until]
+        self._resumed_last = bool(resuming) and not (rows and self._resumed_last)
+        if self._resumed_last:
+            return self._resume(resuming)
         return Batch(rows, (*(1 for _ in self._decoding), *(count for _, count in chunks))) if rows else None
 
     def commit(self, batch: Batch) -> None:
@@ -99,7 +116,7 @@ class Scheduler:
 
     def _admit_one(self) -> bool:
         """Admits the first row of the first owner whose row may start; that owner is the last to be asked next time."""
-        free = None if self._budget is None else self._budget - sum(self._spent.values())
+        free = None if self._budget is None else self._budget - self.promised
         for owner, queue in self._waiting.items():
             row = next((row for row in queue if self._may_start(row)), None)
             if row is None:
@@ -115,16 +132,28 @@ class Scheduler:
             self._spent[row] = cost
             self._reading.append(row)
             row.state = "prefill"
+            self._start(row)
             return True
         return False
 
-    def _share(self) -> list[tuple[Row, int]]:
+    def _resume(self, rows: list[Row]) -> Batch:
+        """Positions whose lower layers are known, of the rows that know as many layers as the first."""
+        room, skipped = self._prefill_tokens, rows[0].known_layers
+        chunks: list[tuple[Row, int]] = []
+        for row in rows:
+            count = min(row.known_until - row.computed, room)
+            if row.known_layers == skipped and count:
+                chunks.append((row, count))
+                room -= count
+        return Batch(tuple(row for row, _ in chunks), tuple(count for _, count in chunks), skipped)
+
+    def _share(self, reading: list[Row]) -> list[tuple[Row, int]]:
         """Prompt tokens of a step: half for the oldest prompt, the rest for the shortest, so that none waits long."""
         room = self._prefill_tokens
-        if not self._reading:
+        if not reading:
             return []
-        oldest = self._reading[0]
-        others = sorted(self._reading[1:], key=lambda row: row.prompt_left)
+        oldest = reading[0]
+        others = sorted(reading[1:], key=lambda row: row.prompt_left)
         wanted = sum(row.prompt_left for row in others)
         chunks = [(oldest, min(oldest.prompt_left, max(room - wanted, (room + 1) // 2)))]
         room -= chunks[0][1]

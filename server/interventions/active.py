@@ -29,6 +29,11 @@ class ActiveIntervention:
         mine = self.resolved
         return (mine.operation, mine.digest, mine.sites) == (resolved.operation, resolved.digest, resolved.sites)
 
+    def reused(self, prompt: int, generated: int) -> None:
+        """Counts tokens that another row computed under the same intervention."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+
     def end(self, meters: MeterBank) -> Receipt:
         """Closes the meter and says what was done."""
         total = meters.close(self.meter)

@@ -141,7 +141,7 @@ class BatchPlan:
             touched.intervention.generated_tokens += touched.generated_tokens
 
     @classmethod
-    def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device) -> BatchPlan:
+    def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device, lowest: int = 0) -> BatchPlan:
         """Compiles the interventions of ``rows`` (B rows of ``tokens_per_row`` tokens, padding included)."""
         drafts: dict[tuple[Site, int, Operation, int], _Draft] = {}
         touched: list[Touched] = []
@@ -151,12 +151,13 @@ class BatchPlan:
                 resolved = active.resolved
                 # A strength of 0 means "leave it alone", exactly: not even a rounding of the same value.
                 offsets = active_offsets(resolved.apply, row.start, row.count, row.prompt_len)
-                if resolved.strength == 0.0 or not offsets:
+                sites = [site for site in resolved.sites if site.layer >= lowest]
+                if resolved.strength == 0.0 or not offsets or not sites:
                     continue
                 in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
                 touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt))
                 numbers = [row.first + offset for offset in offsets]
-                for site in resolved.sites:
+                for site in sites:
                     turn = rounds.get(site, 0)
                     rounds[site] = turn + 1
                     effect = resolved.effects[site]
