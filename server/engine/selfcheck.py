@@ -32,8 +32,8 @@ _COARSE = 1e-1
 def check_exact(model: nn.Module, runner: Runner, codec: TextCodec, vocab: int) -> None:
     """Compares two rows, computed in chunks and then token by token, with plain forwards of the model.
 
-    Raises UnsupportedArchitecture with the reason where the logits differ by more than rounding, where the forward
-    refuses per-row masks, or where a block's output cannot be intervened on.
+    Raises UnsupportedArchitecture with the reason where the logits differ by more than rounding, where a forward
+    raises, or where a block's output cannot be intervened on.
     """
     name = type(model).__name__
     rng = random.Random(0)

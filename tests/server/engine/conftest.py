@@ -238,3 +238,18 @@ def assert_all_free(harness: Harness) -> None:
     assert engine._runner.meters.in_use == 0
     assert engine._runner.cache.nbytes == 0
     assert (engine._scheduler.live, engine._scheduler.waiting) == (0, 0)
+
+
+def record_logits(harness: Harness) -> dict[str, list[torch.Tensor]]:
+    """Keeps the logits of every row of every forward."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    forward = harness.engine._runner.forward
+
+    def recording(batch):
+        result = forward(batch)
+        for row, logits in zip(result.ready, result.logits_BV, strict=True):
+            seen.setdefault(row.request.id, []).append(logits.clone())
+        return result
+
+    harness.engine._runner.forward = recording
+    return seen
