@@ -151,6 +151,7 @@ def int8_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
         y_O: Tensor = linear(
             x_u8_I, 1 / _LEVELS, _ZERO, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
+        y_O = y_O.view(*x_I.shape[:-1], len(scale_O))  # without rows, the kernel loses the leading dimensions
         return y_O.mul_(largest_1) if bias_O is None else torch.addcmul(bias_O, y_O, largest_1)
 
     return product
