@@ -63,10 +63,12 @@ def test_bitsandbytes_never_looks_for_outliers_over_the_whole_batch(monkeypatch)
     assert (eight.training, four.training) == ("bfloat16", "bfloat16")
 
 
-def test_a_served_dtype_has_a_name():
+def test_a_served_dtype_has_a_name_and_jobs_never_train_in_a_quantised_one():
     loaded = tiny_model("llama")
-    assert served_dtype(loaded.model) == "float32"
+    auto = pick_precision("auto", "cuda", {})
+    assert (served_dtype(loaded.model), auto.training_dtype(loaded.model)) == ("float32", "float32")
+    assert pick_precision("int8", "cpu", NEW).training_dtype(loaded.model) == "float32"
     loaded.model.is_loaded_in_4bit = True
-    assert served_dtype(loaded.model) == "int4"
+    assert (served_dtype(loaded.model), auto.training_dtype(loaded.model)) == ("int4", "bfloat16")
     loaded.model.is_loaded_in_8bit = True
     assert served_dtype(loaded.model) == "int8"
