@@ -53,7 +53,9 @@ def install_linears(model: nn.Module, weight_format: WeightFormat = "native") ->
 
     Raises UnsupportedArchitecture where the model cannot run at all.
     """
-    for layers in read_together(model):
+    groups = read_together(model)
+    while groups:  # popped, so that a weight is let go as soon as it is laid out anew
+        layers = groups.pop()
         weight_OI = torch.cat([layer.weight_OI for layer in layers])
         if not _gains(weight_OI, weight_format):
             continue
@@ -139,7 +141,8 @@ def int8_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
     scale_O = weight_OI.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
     rounded_OI = (weight_OI.float() / scale_O[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(rounded_OI, None)
-    zero_O = torch.zeros(len(scale_O), dtype=torch.int32)
+    outputs = len(scale_O)
+    zero_O = torch.zeros(outputs, dtype=torch.int32)
     bias_O = None if bias_O is None else bias_O.float()
     half_up = torch.tensor(_ZERO + 0.5)
     linear = torch.ops.onednn.qlinear_pointwise.default
@@ -151,7 +154,7 @@ def int8_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
         y_O: Tensor = linear(
             x_u8_I, 1 / _LEVELS, _ZERO, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
-        y_O = y_O.view(*x_I.shape[:-1], len(scale_O))  # without rows, the kernel loses the leading dimensions
+        y_O = y_O.view(*x_I.shape[:-1], outputs)  # without rows, the kernel loses the leading dimensions
         return y_O.mul_(largest_1) if bias_O is None else torch.addcmul(bias_O, y_O, largest_1)
 
     return product
