@@ -84,8 +84,10 @@ def _quantised_on_cpu(wanted: DtypeSetting, capabilities: Mapping[str, Any]) -> 
 
 
 def _quantised_on_gpu(wanted: DtypeSetting) -> Precision:
-    if find_spec("bitsandbytes") is None:
-        raise ConfigurationError(f"dtype: {wanted} on a GPU needs bitsandbytes: pip install 'interlock[bitsandbytes]'")
+    if missing := [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]:
+        raise ConfigurationError(
+            f"dtype: {wanted} on a GPU needs {' and '.join(missing)}: pip install 'interlock[bitsandbytes]'"
+        )
     if wanted == "int4":
         chosen = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     else:

@@ -45,8 +45,8 @@ def test_int8_on_a_cpu_keeps_hidden_states_and_training_in_float32():
     [
         ("int8", "cpu", "int8 needs a CPU with AVX-512 VNNI .* use --dtype float32"),
         ("int4", "cpu", "int4 needs a CUDA GPU: use --dtype int8"),
-        ("int8", "cuda", r"bitsandbytes: pip install 'interlock\[bitsandbytes\]'"),
-        ("int4", "cuda", r"bitsandbytes: pip install 'interlock\[bitsandbytes\]'"),
+        ("int8", "cuda", r"bitsandbytes and accelerate: pip install 'interlock\[bitsandbytes\]'"),
+        ("int4", "cuda", r"bitsandbytes and accelerate: pip install 'interlock\[bitsandbytes\]'"),
     ],
 )
 def test_what_this_machine_cannot_compute_is_refused(wanted, device, says, monkeypatch):
