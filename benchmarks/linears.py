@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.environment import write
-from server.engine.linears import int8_product, packed_product
+from server.engine.linears import linear_product
 
 SHAPES = ((288, 288), (288, 768), (768, 2560), (288, 32_000), (768, 32_000))
 ROWS = (1, 2, 4, 8, 32)
@@ -35,12 +35,19 @@ def contenders(inputs: int, outputs: int) -> Mapping[str, Layer]:
     """Name -> the layer in one arithmetic, all with the same random weights and without bias."""
     weight_OI = torch.randn(outputs, inputs, generator=torch.Generator().manual_seed(0))
     half_OI = weight_OI.bfloat16()
+
+    def stock(x_NI: Tensor) -> Tensor:
+        return F.linear(x_NI, weight_OI)
+
+    def stock_half(x_NI: Tensor) -> Tensor:
+        return F.linear(x_NI, half_OI)
+
     return {
-        "stock float32": lambda x_NI: F.linear(x_NI, weight_OI),
-        "stock bfloat16": lambda x_NI: F.linear(x_NI, half_OI),
-        "float32": packed_product(weight_OI, None),
-        "bfloat16": packed_product(half_OI, None),
-        "int8": int8_product(weight_OI, None),
+        "stock float32": stock,
+        "stock bfloat16": stock_half,
+        "float32": linear_product(weight_OI, None, "native") or stock,
+        "bfloat16": linear_product(half_OI, None, "native") or stock_half,
+        "int8": linear_product(weight_OI, None, "int8") or stock,
     }
 
 

@@ -56,11 +56,9 @@ def install_linears(model: nn.Module, weight_format: WeightFormat = "native") ->
     groups = read_together(model)
     while groups:  # popped, so that a weight is let go as soon as it is laid out anew
         layers = groups.pop()
-        weight_OI = torch.cat([layer.weight_OI for layer in layers])
-        if not _gains(weight_OI, weight_format):
+        product = linear_product(torch.cat([layer.weight_OI for layer in layers]), _joined_bias(layers), weight_format)
+        if product is None:
             continue
-        make = int8_product if weight_format == "int8" else packed_product
-        product = make(weight_OI, _joined_bias(layers))
         parts = [product]
         if len(layers) > 1:
             shared = _SharedProduct(product, [len(layer.weight_OI) for layer in layers])
@@ -77,14 +75,6 @@ def has_int8(model: nn.Module) -> bool:
 def has_onednn() -> bool:
     """Whether this build of torch has the kernels that weights are laid out for."""
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
-
-def _gains(weight_OI: Tensor, weight_format: WeightFormat) -> bool:
-    if weight_format == "int8" or not has_onednn():
-        return weight_format == "int8"
-    if weight_OI.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight_OI.dtype == torch.float32 and weight_OI.numel() > _SMALL
 
 
 def _joined_bias(layers: Sequence[LinearLayer]) -> Tensor | None:
@@ -112,6 +102,17 @@ class _SharedProduct:
         if not self._parts:
             self._input = None
         return part_O
+
+
+def linear_product(weight_OI: Tensor, bias_O: Tensor | None, weight_format: WeightFormat) -> Product | None:
+    """The fastest way to compute ``x W^T + b`` here; None where that is torch's own."""
+    if weight_format == "int8":
+        return int8_product(weight_OI, bias_O)
+    if has_onednn():
+        supported = weight_OI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if supported or (weight_OI.dtype == torch.float32 and weight_OI.numel() > _SMALL):
+            return packed_product(weight_OI, bias_O)
+    return None
 
 
 def packed_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
