@@ -6,7 +6,6 @@ Shapes: O outputs, I inputs.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from mappers.errors import UnsupportedArchitecture
+from mappers.hooks import recorded_inputs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -36,9 +36,10 @@ def read_together(model: nn.Module) -> list[list[LinearLayer]]:
     Raises UnsupportedArchitecture where that forward fails.
     """
     layers = dict(_linear_layers(model))
-    read: dict[nn.Module, list[Tensor]] = {module: [] for module in layers}
     try:
-        _run(model, read)
+        with torch.inference_mode(), recorded_inputs(layers) as read:
+            run: Any = model
+            run(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UnsupportedArchitecture(f"{type(model).__name__} does not run: {reason}") from error
@@ -48,16 +49,6 @@ def read_together(model: nn.Module) -> list[list[LinearLayer]]:
         key = (id(layer.parent), id(read[module][0])) if once else (id(module), 0)
         together.setdefault(key, []).append(layer)
     return list(together.values())
-
-
-@torch.inference_mode()
-def _run(model: Any, read: dict[nn.Module, list[Tensor]]) -> None:
-    """Tensors are kept in ``read`` until the end, so that no two of them get one identity."""
-    with ExitStack() as stack:
-        for module, inputs in read.items():
-            handle = module.register_forward_pre_hook(lambda _module, args, inputs=inputs: inputs.append(args[0]))
-            stack.callback(handle.remove)
-        model(input_ids=torch.zeros(1, 2, dtype=torch.long), use_cache=False)
 
 
 def _linear_layers(model: nn.Module) -> Iterator[tuple[nn.Module, LinearLayer]]:

@@ -53,12 +53,12 @@ def install_linears(model: nn.Module, weight_format: WeightFormat = "native") ->
 
     Raises UnsupportedArchitecture where the model cannot run at all.
     """
-    for layers in read_together(model):
-        weight_OI = torch.cat([layer.weight_OI for layer in layers])
-        if not _gains(weight_OI, weight_format):
+    groups = read_together(model)
+    while groups:  # popped, so that a weight is let go as soon as it is laid out anew
+        layers = groups.pop()
+        product = linear_product(torch.cat([layer.weight_OI for layer in layers]), _joined_bias(layers), weight_format)
+        if product is None:
             continue
-        make = int8_product if weight_format == "int8" else packed_product
-        product = make(weight_OI, _joined_bias(layers))
         parts = [product]
         if len(layers) > 1:
             shared = _SharedProduct(product, [len(layer.weight_OI) for layer in layers])
@@ -75,14 +75,6 @@ def has_int8(model: nn.Module) -> bool:
 def has_onednn() -> bool:
     """Whether this build of torch has the kernels that weights are laid out for."""
     return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
-
-
-def _gains(weight_OI: Tensor, weight_format: WeightFormat) -> bool:
-    if weight_format == "int8" or not has_onednn():
-        return weight_format == "int8"
-    if weight_OI.dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    return weight_OI.dtype == torch.float32 and weight_OI.numel() > _SMALL
 
 
 def _joined_bias(layers: Sequence[LinearLayer]) -> Tensor | None:
@@ -112,6 +104,17 @@ class _SharedProduct:
         return part_O
 
 
+def linear_product(weight_OI: Tensor, bias_O: Tensor | None, weight_format: WeightFormat) -> Product | None:
+    """The fastest way to compute ``x W^T + b`` here; None where that is torch's own."""
+    if weight_format == "int8":
+        return int8_product(weight_OI, bias_O)
+    if has_onednn():
+        supported = weight_OI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+        if supported or (weight_OI.dtype == torch.float32 and weight_OI.numel() > _SMALL):
+            return packed_product(weight_OI, bias_O)
+    return None
+
+
 def packed_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
     """``x W^T + b`` with the weight in oneDNN's blocked layout, as Inductor lays out frozen weights on a CPU.
 
@@ -139,7 +142,8 @@ def int8_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
     scale_O = weight_OI.float().abs().amax(1).clamp_min(torch.finfo(torch.float32).tiny) / _LEVELS
     rounded_OI = (weight_OI.float() / scale_O[:, None]).round().to(torch.int8)
     packed = torch.ops.onednn.qlinear_prepack(rounded_OI, None)
-    zero_O = torch.zeros(len(scale_O), dtype=torch.int32)
+    outputs = len(scale_O)
+    zero_O = torch.zeros(outputs, dtype=torch.int32)
     bias_O = None if bias_O is None else bias_O.float()
     half_up = torch.tensor(_ZERO + 0.5)
     linear = torch.ops.onednn.qlinear_pointwise.default
@@ -151,6 +155,7 @@ def int8_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:
         y_O: Tensor = linear(
             x_u8_I, 1 / _LEVELS, _ZERO, packed, scale_O, zero_O, None, 1.0, 0, torch.float32, "none", [], ""
         )
+        y_O = y_O.view(*x_I.shape[:-1], outputs)  # without rows, the kernel loses the leading dimensions
         return y_O.mul_(largest_1) if bias_O is None else torch.addcmul(bias_O, y_O, largest_1)
 
     return product

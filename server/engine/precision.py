@@ -13,8 +13,6 @@ from transformers import BitsAndBytesConfig
 from server.engine.linears import WeightFormat, has_int8, has_onednn
 from server.settings import ConfigurationError, DtypeSetting
 
-TrainingDtype = Literal["float32", "bfloat16", "float16"]
-
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NATIVE_BF16 = ("avx512_bf16", "amx_bf16", "bf16")
 """x86 and ARM features with which bfloat16 is faster than float32; without them it is emulated, and slower."""
@@ -34,8 +32,15 @@ class Precision:
     dtype: torch.dtype | Literal["auto"]
     weight_format: WeightFormat = "native"
     quantization: Any | None = None
-    training: TrainingDtype | None = None
+    training: str | None = None
     reason: str = ""
+
+    def training_dtype(self, model: Any) -> str:
+        """What jobs compute in while ``model`` is served."""
+        if self.training is not None:
+            return self.training
+        found = served_dtype(model)
+        return found if found in _DTYPES else "bfloat16"
 
 
 def pick_precision(wanted: DtypeSetting, device: str, capabilities: Mapping[str, Any]) -> Precision:
@@ -79,8 +84,10 @@ def _quantised_on_cpu(wanted: DtypeSetting, capabilities: Mapping[str, Any]) -> 
 
 
 def _quantised_on_gpu(wanted: DtypeSetting) -> Precision:
-    if find_spec("bitsandbytes") is None:
-        raise ConfigurationError(f"dtype: {wanted} on a GPU needs bitsandbytes: pip install 'interlock[bitsandbytes]'")
+    if missing := [package for package in ("bitsandbytes", "accelerate") if find_spec(package) is None]:
+        raise ConfigurationError(
+            f"dtype: {wanted} on a GPU needs {' and '.join(missing)}: pip install 'interlock[bitsandbytes]'"
+        )
     if wanted == "int4":
         chosen = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
     else:

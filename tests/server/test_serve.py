@@ -180,6 +180,23 @@ def test_devices() -> None:
         pick_device("cuda")
 
 
+@pytest.mark.parametrize("wanted", ["float32", "int8"])
+def test_jobs_train_in_float32_whatever_is_served(model_folder: Path, tmp_path: Path, wanted: str) -> None:
+    if wanted == "int8" and not torch.cpu.get_capabilities().get("avx512_vnni"):
+        pytest.skip("int8 is served on CPUs with VNNI only")
+    with running_services(_settings(model_folder, tmp_path, dtype=wanted), threading.Event()) as services:
+        assert (services.engine.info.dtype, services.engine.info.dtype_reason) == (wanted, "")
+        assert services.jobs._supervisor._config.execution.dtype == "float32"
+
+
+def test_what_is_picked_is_named_with_the_way_to_change_it(model_folder: Path, tmp_path: Path) -> None:
+    native = torch.cpu.get_capabilities().get("avx512_bf16")
+    with running_services(_settings(model_folder, tmp_path), threading.Event()) as services:
+        assert services.engine.info.dtype == ("bfloat16" if native else "float32")
+        assert services.engine.info.dtype_reason
+        assert services.jobs._supervisor._config.execution.dtype == "float32"
+
+
 def test_services_become_not_ready(model_folder: Path, tmp_path: Path) -> None:
     draining = threading.Event()
     with running_services(_settings(model_folder, tmp_path), draining) as services:
