@@ -115,7 +115,11 @@ class Pool:
     def add(self, row: Row) -> Slot:
         """Takes the next slot, empty."""
         if len(self.slots) == self._room:
-            self._resize(len(self.slots) + 1 + max(_SPARE_SLOTS, len(self.slots) // 8))
+            try:
+                self._resize(len(self.slots) + 1 + max(_SPARE_SLOTS, len(self.slots) // 8))
+            except torch.OutOfMemoryError:
+                self._shrink()
+                raise
         slot = Slot(row, self, len(self.slots))
         self.slots.append(slot)
         return slot
@@ -130,15 +134,18 @@ class Pool:
         if last is not slot:
             last.index = slot.index
             self.slots[slot.index] = last
-        if self._room > 1.5 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
-            # A row must be able to leave where memory has run out; the next one to leave tries again.
-            with suppress(torch.OutOfMemoryError):
-                self._resize(len(self.slots))
+        self._shrink()
 
     @property
     def _room(self) -> int:
         """Slots that every tensor has: memory may have run out while they were resized one after another."""
         return min(held.shape[1] for held in (*self.keys, *self.values))
+
+    def _shrink(self) -> None:
+        if self._room > 1.5 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
+            # A row must be able to leave where memory has run out; the next one to leave tries again.
+            with suppress(torch.OutOfMemoryError):
+                self._resize(len(self.slots))
 
     def _resize(self, slots: int) -> None:
         for tensors in (self.keys, self.values):
