@@ -1,6 +1,7 @@
 """Applies the plan of a forward at every block, and knows afterwards what really happened.
 
-Shapes: B batch rows, T tokens a row in this forward, D width, K tokens of a group.
+Shapes: N tokens of all rows in this forward, D width, K tokens of a group. A model hands its hidden states over as
+``h_BTD``; B times T is N, whatever the engine packs into a row.
 """
 
 from __future__ import annotations

@@ -113,10 +113,10 @@ class Runner:
             if key == self._plan_key:
                 return self._plan
         rows = [
-            PlanRow(i, row.computed, count, row.prompt_len, row.interventions)
+            PlanRow(i, (i + 1) * width - count, row.computed, count, row.prompt_len, row.interventions)
             for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True))
         ]
-        self._plan_key, self._plan = key, BatchPlan.build(rows, width, self.device)
+        self._plan_key, self._plan = key, BatchPlan.build(rows, len(rows) * width, self.device)
         return self._plan
 
     def _result(self, batch: Batch, logits_BQV: Tensor, failed_rows: dict[int, str]) -> StepResult:

@@ -1,7 +1,7 @@
 """The plan of one forward: per site, groups of token rows that undergo one operation together.
 
-Shapes: B batch rows, T tokens a row in this forward, D width, K tokens and V distinct vectors of a group. A token of
-the batch is numbered ``row * T + offset``; a row that computes fewer than T is padded in front.
+Shapes: N tokens of all rows in this forward, D width, K tokens and V distinct vectors of a group. Rows of any number
+of tokens lie one behind the other, without padding: a token is numbered ``row.first + offset``.
 
 Several interventions of one row at one site act in the order of the request: the k-th of every row forms round k, so
 within a round the groups touch different tokens and the rows of all requests share one matrix product a mapper.
@@ -25,9 +25,13 @@ from server.types import Operation
 
 @dataclass(frozen=True, slots=True)
 class PlanRow:
-    """The part of one request in this forward: positions ``start .. start + count`` in row ``index`` of the batch."""
+    """The part of one request in this forward: row ``index`` of the batch computes positions ``start .. start + count``.
+
+    ``first`` is the number of its first token among all tokens of the forward.
+    """
 
     index: int
+    first: int
     start: int
     count: int
     prompt_len: int
@@ -140,8 +144,8 @@ class BatchPlan:
             touched.intervention.generated_tokens += touched.generated_tokens
 
     @classmethod
-    def build(cls, rows: Sequence[PlanRow], tokens_per_row: int, device: str | torch.device) -> BatchPlan:
-        """Compiles the interventions of ``rows`` (B rows of ``tokens_per_row`` tokens, padding included)."""
+    def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device) -> BatchPlan:
+        """Compiles the interventions of ``rows`` for a forward of ``tokens`` tokens in all."""
         drafts: dict[tuple[Site, int, Operation, int], _Draft] = {}
         touched: list[Touched] = []
         for row in rows:
@@ -154,19 +158,17 @@ class BatchPlan:
                     continue
                 in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
                 touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt))
-                first = (row.index + 1) * tokens_per_row - row.count
-                tokens = [first + offset for offset in offsets]
+                chosen = [row.first + offset for offset in offsets]
                 for site in resolved.sites:
                     turn = rounds.get(site, 0)
                     rounds[site] = turn + 1
                     effect = resolved.effects[site]
                     mapper = None if isinstance(effect, Tensor) else effect
                     key = (site, turn, resolved.operation, id(mapper))
-                    drafts.setdefault(key, _Draft(resolved.operation, mapper)).extend(row.index, tokens, active, site)
+                    drafts.setdefault(key, _Draft(resolved.operation, mapper)).extend(row.index, chosen, active, site)
         groups: dict[Site, tuple[Group, ...]] = {}
-        batch_tokens = len(rows) * tokens_per_row
         for (site, *_), draft in sorted(drafts.items(), key=lambda item: item[0][:2]):
-            groups[site] = (*groups.get(site, ()), draft.finish(batch_tokens, torch.device(device)))
+            groups[site] = (*groups.get(site, ()), draft.finish(tokens, torch.device(device)))
         return cls(groups, tuple(touched))
 
 

@@ -20,7 +20,7 @@ TOKENS = 6
 def rows_of(*settings, start=0, prompt_len=4, count=TOKENS):
     meters = MeterBank("cpu")
     return [
-        PlanRow(i, start, count, prompt_len, [ActiveIntervention.begin(r, meters) for r in used])
+        PlanRow(i, i * count, start, count, prompt_len, [ActiveIntervention.begin(r, meters) for r in used])
         for i, used in enumerate(settings)
     ]
 
@@ -78,7 +78,7 @@ def test_equals_one_intervention_after_the_other(seed):
     rng = random.Random(seed)
     shared = switch(layers=(0, 1, 2), strength=0.7)
     rows = rows_of(*(some_interventions(rng, shared) for _ in range(5)), start=rng.choice([0, 2, 9]))
-    plan = BatchPlan.build(rows, TOKENS, "cpu")
+    plan = BatchPlan.build(rows, len(rows) * TOKENS, "cpu")
     h_BTD = torch.randn(5, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
     for layer in range(3):
         torch.testing.assert_close(run(plan, Site(layer), h_BTD), one_by_one(rows, Site(layer), h_BTD))
@@ -87,7 +87,7 @@ def test_equals_one_intervention_after_the_other(seed):
 def test_order_of_the_request_is_the_order_of_application():
     ablate, add = vector("ablate", seed=1), vector("add", seed=1, strength=2.0)
     h_BTD = torch.randn(2, TOKENS, WIDTH)
-    plan = BatchPlan.build(rows_of((ablate, add), (add, ablate)), TOKENS, "cpu")
+    plan = BatchPlan.build(rows_of((ablate, add), (add, ablate)), 2 * TOKENS, "cpu")
     done = run(plan, Site(1), h_BTD)
     v_D = add.effects[Site(1)]
     torch.testing.assert_close((done[0] * v_D).sum(-1), torch.full((TOKENS,), 2.0))
@@ -96,28 +96,38 @@ def test_order_of_the_request_is_the_order_of_application():
 
 def test_rows_that_share_a_mapper_share_a_product():
     shared = switch()
-    plan = BatchPlan.build(rows_of((shared,), (), (shared,)), TOKENS, "cpu")
+    plan = BatchPlan.build(rows_of((shared,), (), (shared,)), 3 * TOKENS, "cpu")
     (group,) = plan.groups[Site(1)]
     assert group.rows == {0, 2}
     assert plan.rows_at(Site(1)) == {0, 2}
     assert len(group.tokens_K) == 2 * TOKENS
 
 
-def test_padding_is_never_touched():
-    (row,) = rows_of((vector(),), count=2)
-    plan = BatchPlan.build([row], TOKENS, "cpu")
-    assert plan.groups[Site(1)][0].tokens_K.tolist() == [TOKENS - 2, TOKENS - 1]
+def test_tokens_of_other_rows_are_never_touched():
+    """A decode row between two prompt chunks: tokens are counted from the row's first, whatever lies around it."""
+    meters = MeterBank("cpu")
+    used = [ActiveIntervention.begin(vector(), meters)]
+    rows = [PlanRow(0, 0, 0, 5, 9, ()), PlanRow(1, 5, 12, 1, 9, used), PlanRow(2, 6, 3, 4, 9, ())]
+    assert BatchPlan.build(rows, 10, "cpu").groups[Site(1)][0].tokens_K.tolist() == [5]
+
+
+def test_every_token_in_order_needs_no_selection():
+    rows = rows_of((vector(),), (vector(seed=1),))
+    assert BatchPlan.build(rows, 2 * TOKENS, "cpu").groups[Site(1)][0].tokens_K is None
+    assert BatchPlan.build(rows, 2 * TOKENS + 1, "cpu").groups[Site(1)][0].tokens_K is not None
+    assert BatchPlan.build(rows[::-1], 2 * TOKENS, "cpu").groups[Site(1)][0].tokens_K is not None
 
 
 def test_nothing_asked_is_an_empty_plan():
-    plan = BatchPlan.build(rows_of((), (vector(strength=0.0),), (switch(apply=Apply(NONE, NONE)),)), TOKENS, "cpu")
+    rows = rows_of((), (vector(strength=0.0),), (switch(apply=Apply(NONE, NONE)),))
+    plan = BatchPlan.build(rows, 3 * TOKENS, "cpu")
     assert not plan.sites
     assert not plan.touched
 
 
 def test_counts_only_rows_that_did_not_fail():
     rows = rows_of((vector(layers=(0, 2)),), (vector(layers=(0, 2)),))
-    BatchPlan.build(rows, TOKENS, "cpu").commit(failed={1})
+    BatchPlan.build(rows, len(rows) * TOKENS, "cpu").commit(failed={1})
     assert [(r.interventions[0].prompt_tokens, r.interventions[0].generated_tokens) for r in rows] == [(4, 2), (0, 0)]
 
 
