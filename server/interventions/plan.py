@@ -1,31 +1,38 @@
-"""The plan of one forward: per site, groups of token rows that undergo one operation together.
+"""The plan of one forward: per site, rounds of groups of token rows that undergo one operation together.
 
-Shapes: N tokens of all rows in this forward, D width, K tokens and V distinct vectors of a group. Rows of any number
-of tokens lie one behind the other, without padding: a token is numbered ``row.first + offset``.
+Shapes: N tokens of all rows in this forward, D width, K tokens of a round or a group. Rows of any number of tokens lie
+one behind the other, without padding: a token is numbered ``row.first + offset``.
 
-Several interventions of one row at one site act in the order of the request: the k-th of every row forms round k, so
-within a round the groups touch different tokens and the rows of all requests share one matrix product a mapper.
+Several interventions of one row at one site act in the order of the request: the k-th of every row forms round k. The
+groups of a round touch different tokens, so a round is read, measured and written back as one; within it the rows of
+all requests share one operation for each kind, one product for each mapper, and one batched product for the mappers of
+one shape.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
-from mappers.modules import Mapper
 from mappers.sites import Site
-from server.interventions import operations
 from server.interventions.active import ActiveIntervention
-from server.interventions.positions import active_offsets
-from server.types import Operation
+from server.interventions.bank import Use, family_of
+from server.interventions.groups import Group, Round
+from server.interventions.positions import active_offsets, next_change
+
+_BATCHED_TOKENS = 8
+"""Up to so many tokens a mapper is bound by reading its weights, so that padding in a batched product costs nothing."""
+
+_ALWAYS = 2**63
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class PlanRow:
-    """The part of one request in this forward: row ``index`` of the batch computes positions ``start .. start + count``.
+    """The part of one request in a forward: row ``index`` computes positions ``start .. start + count``.
 
     ``first`` is the number of its first token among all tokens of the forward.
     """
@@ -38,8 +45,7 @@ class PlanRow:
     interventions: Sequence[ActiveIntervention]
 
 
-@dataclass(frozen=True, slots=True)
-class Touched:
+class Touched(NamedTuple):
     """Tokens that one intervention touches in this forward, to be counted once the forward has succeeded."""
 
     row: int
@@ -48,129 +54,175 @@ class Touched:
     generated_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
-class Group:
-    """Tokens of one site that undergo one operation in one round. ``tokens_K`` is None where that is every token."""
-
-    operation: Operation
-    rows: frozenset[int]
-    tokens_K: Tensor | None
-    meter_K: Tensor
-    strength_K: Tensor
-    low_K: Tensor
-    high_K: Tensor
-    vectors_VD: Tensor | None
-    vector_of_K: Tensor | None
-    mapper: Mapper | None
-
-    def compute(self, h_KD: Tensor) -> Tensor:
-        """The new activations (float32) of the group's tokens."""
-        if self.mapper is not None:
-            return operations.switch(h_KD, self.mapper, self.strength_K)
-        assert self.vectors_VD is not None
-        assert self.vector_of_K is not None
-        v_KD = self.vectors_VD.index_select(0, self.vector_of_K)
-        if self.operation == "add":
-            return operations.add(h_KD, v_KD, self.strength_K)
-        if self.operation == "ablate":
-            return operations.ablate(h_KD, v_KD, self.strength_K)
-        return operations.clamp(h_KD, v_KD, self.strength_K, self.low_K, self.high_K)
-
-
-@dataclass(slots=True)
-class _Draft:
-    """A group being collected on the host."""
-
-    operation: Operation
-    mapper: Mapper | None
-    rows: set[int] = field(default_factory=set)
-    tokens: list[int] = field(default_factory=list)
-    meters: list[int] = field(default_factory=list)
-    strengths: list[float] = field(default_factory=list)
-    lows: list[float] = field(default_factory=list)
-    highs: list[float] = field(default_factory=list)
-    vector_of: list[int] = field(default_factory=list)
-    vectors: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
-
-    def extend(self, row: int, tokens: list[int], active: ActiveIntervention, site: Site) -> None:
-        count, resolved, effect = len(tokens), active.resolved, active.resolved.effects[site]
-        self.rows.add(row)
-        self.tokens += tokens
-        self.meters += [active.meter] * count
-        self.strengths += [resolved.strength] * count
-        self.lows += [resolved.minimum] * count
-        self.highs += [resolved.maximum] * count
-        if isinstance(effect, Tensor):
-            place, _ = self.vectors.setdefault(id(effect), (len(self.vectors), effect))
-            self.vector_of += [place] * count
-
-    def finish(self, batch_tokens: int, device: torch.device) -> Group:
-        whole = self.tokens == list(range(batch_tokens))
-        vectors = [v_D for _, v_D in self.vectors.values()]
-        return Group(
-            operation=self.operation,
-            rows=frozenset(self.rows),
-            tokens_K=None if whole else torch.tensor(self.tokens, device=device),
-            meter_K=torch.tensor(self.meters, device=device),
-            strength_K=torch.tensor(self.strengths, device=device),
-            low_K=torch.tensor(self.lows, device=device),
-            high_K=torch.tensor(self.highs, device=device),
-            vectors_VD=torch.stack(vectors) if vectors else None,
-            vector_of_K=torch.tensor(self.vector_of, device=device) if vectors else None,
-            mapper=self.mapper,
-        )
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class BatchPlan:
-    """What happens at which site in one forward. Empty when nobody asked for anything."""
+    """What happens at which site in one forward. Empty when nobody asked for anything.
 
-    groups: Mapping[Site, tuple[Group, ...]]
+    ``repeats`` counts the decode steps (one token a row) after this one for which the same rows, unchanged, have an
+    equal plan: it may be used again that often. It is 0 where a row is still in its prompt.
+    """
+
+    rounds: Mapping[Site, tuple[Round, ...]]
     touched: tuple[Touched, ...]
+    repeats: int = _ALWAYS
+
+    @property
+    def groups(self) -> dict[Site, tuple[Group, ...]]:
+        """Every group of each site in the order of application."""
+        return {site: tuple(g for one in rounds for g in one.groups) for site, rounds in self.rounds.items()}
 
     @property
     def sites(self) -> frozenset[Site]:
         """Sites that have to fire."""
-        return frozenset(self.groups)
+        return frozenset(self.rounds)
 
     def rows_at(self, site: Site) -> frozenset[int]:
         """Batch rows that have something planned at ``site``."""
-        return frozenset().union(*(group.rows for group in self.groups[site]))
+        return frozenset(row for one in self.rounds[site] for group in one.groups for row in group.rows)
 
     def commit(self, failed: Container[int]) -> None:
         """Counts the touched tokens of rows that did not fail; call after the forward."""
-        for touched in (t for t in self.touched if t.row not in failed):
-            touched.intervention.prompt_tokens += touched.prompt_tokens
-            touched.intervention.generated_tokens += touched.generated_tokens
+        for row, intervention, prompt_tokens, generated_tokens in self.touched:
+            if row not in failed:
+                intervention.prompt_tokens += prompt_tokens
+                intervention.generated_tokens += generated_tokens
 
     @classmethod
     def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device) -> BatchPlan:
         """Compiles the interventions of ``rows`` for a forward of ``tokens`` tokens in all."""
-        drafts: dict[tuple[Site, int, Operation, int], _Draft] = {}
+        drafts: dict[tuple[Site, int], dict[Hashable, list[_Member]]] = {}
         touched: list[Touched] = []
+        repeats = _ALWAYS
         for row in rows:
-            rounds: dict[Site, int] = {}
+            turns: dict[Site, int] = {}
             for active in row.interventions:
                 resolved = active.resolved
                 # A strength of 0 means "leave it alone", exactly: not even a rounding of the same value.
+                if resolved.strength == 0.0:
+                    continue
+                repeats = min(repeats, _repeats(row, active))
                 offsets = active_offsets(resolved.apply, row.start, row.count, row.prompt_len)
-                if resolved.strength == 0.0 or not offsets:
+                if not offsets:
                     continue
                 in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
                 touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt))
-                chosen = [row.first + offset for offset in offsets]
+                member = _Member(row.index, active, [row.first + offset for offset in offsets])
                 for site in resolved.sites:
-                    turn = rounds.get(site, 0)
-                    rounds[site] = turn + 1
+                    turn = turns[site] = turns.get(site, -1) + 1
                     effect = resolved.effects[site]
-                    mapper = None if isinstance(effect, Tensor) else effect
-                    key = (site, turn, resolved.operation, id(mapper))
-                    drafts.setdefault(key, _Draft(resolved.operation, mapper)).extend(row.index, chosen, active, site)
-        groups: dict[Site, tuple[Group, ...]] = {}
-        for (site, *_), draft in sorted(drafts.items(), key=lambda item: item[0][:2]):
-            groups[site] = (*groups.get(site, ()), draft.finish(tokens, torch.device(device)))
-        return cls(groups, tuple(touched))
+                    kind = (resolved.operation, effect.shape if isinstance(effect, Tensor) else family_of(effect))
+                    drafts.setdefault((site, turn), {}).setdefault(kind, []).append(member)
+        compiler = _Compiler(tokens, torch.device(device))
+        rounds: dict[Site, tuple[Round, ...]] = {}
+        for (site, turn), kinds in sorted(drafts.items()):
+            rounds[site] = (*rounds.get(site, ()), compiler.round(site, turn, kinds))
+        return cls(rounds, tuple(touched), repeats)
 
 
 EMPTY_PLAN = BatchPlan({}, ())
 """The plan of a forward in which nobody asked for anything."""
+
+
+class _Member(NamedTuple):
+    """One intervention of one row with the tokens it touches, the same at each of its sites."""
+
+    row: int
+    active: ActiveIntervention
+    tokens: list[int]
+
+
+def _repeats(row: PlanRow, active: ActiveIntervention) -> int:
+    generated = row.start - row.prompt_len
+    if row.count != 1 or generated < 0:
+        return 0
+    change = next_change(active.resolved.apply.generation, generated)
+    return _ALWAYS if change is None else change - generated - 1
+
+
+class _Compiler:
+    """Turns collected members into groups; what several sites have in common becomes a tensor only once."""
+
+    def __init__(self, tokens: int, device: torch.device) -> None:
+        self._every = list(range(tokens))
+        self._device = device
+        self._made: dict[Hashable, Tensor | None] = {}
+
+    def round(self, site: Site, turn: int, kinds: Mapping[Hashable, list[_Member]]) -> Round:
+        """All groups of one round, each kind of operation with its members."""
+        groups: list[Group] = []
+        order: list[_Member] = []
+
+        def append(members: list[_Member], **how: Any) -> None:
+            start = groups[-1].span.stop if groups else 0
+            span = slice(start, start + sum(len(member.tokens) for member in members))
+            rows = tuple(member.row for member in members)
+            strength_K = self._settings("strength", members)
+            groups.append(Group(members[0].active.resolved.operation, rows, span, strength_K, **how))
+            order.extend(members)
+
+        for kind, members in kinds.items():
+            resolved = members[0].active.resolved
+            if resolved.operation != "switch":
+                bounded = resolved.operation == "clamp"
+                append(
+                    members,
+                    v_KD=self._directions(site, members),
+                    low_K=self._settings("minimum", members) if bounded else None,
+                    high_K=self._settings("maximum", members) if bounded else None,
+                )
+                continue
+            for share in _products(site, members):
+                uses = tuple(_use(site, users) for users in share)
+                append([member for users in share for member in users], uses=uses, place=(site, turn, kind))
+        return Round(self._numbers(order), self._meters(order), tuple(groups))
+
+    def _settings(self, name: str, members: list[_Member]) -> Tensor:
+        key = (name, *map(id, members))
+        if (made_K := self._made.get(key)) is None:
+            values = [getattr(m.active.resolved, name) for m in members for _ in m.tokens]
+            made_K = self._made[key] = torch.tensor(values, dtype=torch.float32, device=self._device)
+        return made_K
+
+    def _meters(self, members: list[_Member]) -> Tensor:
+        key = ("meter", *map(id, members))
+        if (made_K := self._made.get(key)) is None:
+            made_K = self._made[key] = torch.tensor(
+                [m.active.meter for m in members for _ in m.tokens], device=self._device
+            )
+        return made_K
+
+    def _numbers(self, members: list[_Member]) -> Tensor | None:
+        key = ("tokens", *map(id, members))
+        if key not in self._made:
+            numbers = [token for member in members for token in member.tokens]
+            self._made[key] = None if numbers == self._every else torch.tensor(numbers, device=self._device)
+        return self._made[key]
+
+    def _directions(self, site: Site, members: list[_Member]) -> Tensor:
+        effects = [cast(Tensor, member.active.resolved.effects[site]) for member in members]
+        key = ("directions", *map(id, members), *map(id, effects))
+        if (made_KD := self._made.get(key)) is None:
+            places = {id(v_D): (place, v_D) for place, v_D in enumerate({id(v): v for v in effects}.values())}
+            made_KD = torch.stack([v_D for _, v_D in places.values()])
+            of_token = [places[id(v_D)][0] for v_D, m in zip(effects, members, strict=True) for _ in m.tokens]
+            if len(places) > 1 and of_token != list(range(len(places))):
+                made_KD = made_KD.index_select(0, torch.tensor(of_token, device=self._device))
+            self._made[key] = made_KD
+        return made_KD
+
+
+def _products(site: Site, members: list[_Member]) -> Iterable[list[list[_Member]]]:
+    """Members by mapper, and the mappers that share a product: those of few tokens together, each other alone."""
+    users: dict[int, list[_Member]] = {}
+    for member in members:
+        users.setdefault(id(member.active.resolved.effects[site]), []).append(member)
+    few = [used for used in users.values() if sum(len(m.tokens) for m in used) <= _BATCHED_TOKENS]
+    if few:
+        yield few
+    yield from ([used] for used in users.values() if sum(len(m.tokens) for m in used) > _BATCHED_TOKENS)
+
+
+def _use(site: Site, members: list[_Member]) -> Use:
+    mapper = members[0].active.resolved.effects[site]
+    assert not isinstance(mapper, Tensor)
+    return Use(mapper, tuple(member.row for member in members), sum(len(member.tokens) for member in members))

@@ -8,6 +8,7 @@ import torch
 from mappers.sites import Site
 from server.interventions import operations
 from server.interventions.active import ActiveIntervention
+from server.interventions.bank import MapperBank
 from server.interventions.meter import MeterBank
 from server.interventions.plan import BatchPlan, PlanRow
 from server.interventions.positions import active_offsets
@@ -25,13 +26,14 @@ def rows_of(*settings, start=0, prompt_len=4, count=TOKENS):
     ]
 
 
-def run(plan: BatchPlan, site: Site, h_BTD: torch.Tensor) -> torch.Tensor:
+def run(plan: BatchPlan, site: Site, h_BTD: torch.Tensor, bank: MapperBank | None = None) -> torch.Tensor:
+    bank = bank or MapperBank()
+    bank.begin_plan()
     out_ND = h_BTD.reshape(-1, WIDTH).clone()
-    for group in plan.groups.get(site, ()):
-        if group.tokens_K is None:
-            out_ND = group.compute(out_ND)
-        else:
-            out_ND[group.tokens_K] = group.compute(out_ND[group.tokens_K])
+    for one in plan.rounds.get(site, ()):
+        chosen = slice(None) if one.tokens_K is None else one.tokens_K
+        before_KD = out_ND[chosen]
+        out_ND[chosen] = torch.cat([group.compute(before_KD[group.span], bank) for group in one.groups])
     return out_ND.view_as(h_BTD)
 
 
@@ -97,10 +99,11 @@ def test_order_of_the_request_is_the_order_of_application():
 def test_rows_that_share_a_mapper_share_a_product():
     shared = switch()
     plan = BatchPlan.build(rows_of((shared,), (), (shared,)), 3 * TOKENS, "cpu")
-    (group,) = plan.groups[Site(1)]
-    assert group.rows == {0, 2}
+    (one,) = plan.rounds[Site(1)]
+    ((use,),) = (group.uses for group in one.groups)
+    assert use.rows == one.groups[0].rows == (0, 2)
     assert plan.rows_at(Site(1)) == {0, 2}
-    assert len(group.tokens_K) == 2 * TOKENS
+    assert use.tokens == len(one.tokens_K) == 2 * TOKENS
 
 
 def test_tokens_of_other_rows_are_never_touched():
@@ -108,14 +111,14 @@ def test_tokens_of_other_rows_are_never_touched():
     meters = MeterBank("cpu")
     used = [ActiveIntervention.begin(vector(), meters)]
     rows = [PlanRow(0, 0, 0, 5, 9, ()), PlanRow(1, 5, 12, 1, 9, used), PlanRow(2, 6, 3, 4, 9, ())]
-    assert BatchPlan.build(rows, 10, "cpu").groups[Site(1)][0].tokens_K.tolist() == [5]
+    assert BatchPlan.build(rows, 10, "cpu").rounds[Site(1)][0].tokens_K.tolist() == [5]
 
 
 def test_every_token_in_order_needs_no_selection():
     rows = rows_of((vector(),), (vector(seed=1),))
-    assert BatchPlan.build(rows, 2 * TOKENS, "cpu").groups[Site(1)][0].tokens_K is None
-    assert BatchPlan.build(rows, 2 * TOKENS + 1, "cpu").groups[Site(1)][0].tokens_K is not None
-    assert BatchPlan.build(rows[::-1], 2 * TOKENS, "cpu").groups[Site(1)][0].tokens_K is not None
+    assert BatchPlan.build(rows, 2 * TOKENS, "cpu").rounds[Site(1)][0].tokens_K is None
+    assert BatchPlan.build(rows, 2 * TOKENS + 1, "cpu").rounds[Site(1)][0].tokens_K is not None
+    assert BatchPlan.build(rows[::-1], 2 * TOKENS, "cpu").rounds[Site(1)][0].tokens_K is not None
 
 
 def test_nothing_asked_is_an_empty_plan():
