@@ -118,8 +118,10 @@ class TokensGenerated:
 class Receipt:
     """What one intervention really did to one request.
 
-    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``. Token counts are positions
-    touched at the first of ``sites``. ``gate_hits`` is None for an intervention without a gate.
+    Token counts are positions touched at the first of ``sites``, those included whose keys and values were reused from
+    an earlier computation under the same intervention. ``mean_relative_change`` is the mean of ``|h' - h| / |h|`` over
+    the touched tokens that this request computed and over sites; 0 where it computed none. ``gate_hits`` is None for an
+    intervention without a gate.
     """
 
     kind: str

@@ -12,12 +12,17 @@ from server.types import Receipt
 
 @dataclass(eq=False, slots=True)
 class ActiveIntervention:
-    """What is applied to a row, and how many of its tokens were touched so far."""
+    """What is applied to a row, and how many of its tokens were touched so far.
+
+    ``prompt_tokens`` and ``generated_tokens`` count every position whose activations are the changed ones, also where
+    keys and values were taken from an earlier computation under the same intervention; the meter knows only the others.
+    """
 
     resolved: ResolvedIntervention
     meter: int
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    reused_tokens: int = 0
 
     @classmethod
     def begin(cls, resolved: ResolvedIntervention, meters: MeterBank) -> ActiveIntervention:
@@ -29,11 +34,17 @@ class ActiveIntervention:
         mine = self.resolved
         return (mine.operation, mine.digest, mine.sites) == (resolved.operation, resolved.digest, resolved.sites)
 
+    def reused(self, prompt: int, generated: int) -> None:
+        """Counts touched tokens that are not computed again (see ``positions.count_active``)."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+        self.reused_tokens += prompt + generated
+
     def end(self, meters: MeterBank) -> Receipt:
         """Closes the meter and says what was done."""
         total = meters.close(self.meter)
-        touched = (self.prompt_tokens + self.generated_tokens) * len(self.resolved.sites)
-        change = total / touched if touched else 0.0
+        computed = self.prompt_tokens + self.generated_tokens - self.reused_tokens
+        change = total / (computed * len(self.resolved.sites)) if computed else 0.0
         return Receipt(
             kind=self.resolved.operation,
             name=self.resolved.name,

@@ -19,8 +19,8 @@ from server.types import Operation
 class Group:
     """Tokens ``span`` of a round that undergo one operation: with a direction each, or through mappers of one shape.
 
-    ``v_KD`` has one row where all share a direction. ``uses`` names the mappers in the order of the tokens, ``place``
-    where in a bank they meet; ``low_K`` and ``high_K`` are for ``clamp`` alone.
+    ``v_KD`` (of length 1 but for ``add``) has one row where all share a direction. ``uses`` names the mappers in the
+    order of the tokens, ``place`` where in a bank they meet; ``low_K`` and ``high_K`` are for ``clamp`` alone.
     """
 
     operation: Operation

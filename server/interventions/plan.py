@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from mappers.sites import Site
+from server.interventions import operations
 from server.interventions.active import ActiveIntervention
 from server.interventions.bank import Use, family_of
 from server.interventions.groups import Group, Round
@@ -200,10 +201,12 @@ class _Compiler:
 
     def _directions(self, site: Site, members: list[_Member]) -> Tensor:
         effects = [cast(Tensor, member.active.resolved.effects[site]) for member in members]
-        key = ("directions", *map(id, members), *map(id, effects))
+        operation = members[0].active.resolved.operation
+        key = (operation, *map(id, members), *map(id, effects))
         if (made_KD := self._made.get(key)) is None:
             places = {id(v_D): (place, v_D) for place, v_D in enumerate({id(v): v for v in effects}.values())}
             made_KD = torch.stack([v_D for _, v_D in places.values()])
+            made_KD = made_KD if operation == "add" else operations.unit(made_KD)
             of_token = [places[id(v_D)][0] for v_D, m in zip(effects, members, strict=True) for _ in m.tokens]
             if len(places) > 1 and of_token != list(range(len(places))):
                 made_KD = made_KD.index_select(0, torch.tensor(of_token, device=self._device))

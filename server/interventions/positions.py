@@ -33,12 +33,12 @@ def count_active(apply: Apply, start: int, count: int, prompt_len: int) -> tuple
 def next_change(positions: Positions, at: int) -> int | None:
     """The first generated position after ``at`` that is selected while ``at`` is not, or the reverse; None if none."""
     if positions.kind == "window":
-        edges = [positions.start, positions.stop]
+        edges = {positions.start} if positions.stop is None else {positions.start, positions.stop}
     elif positions.kind == "listed":
-        edges = [edge for index in positions.indices for edge in (index, index + 1)]
+        edges = set(positions.indices) ^ {index + 1 for index in positions.indices}
     else:
         return None
-    return min((edge for edge in edges if edge is not None and edge > at), default=None)
+    return min((edge for edge in edges if edge > at), default=None)
 
 
 def _select(positions: Positions, start: int, count: int, total: int | None) -> Sequence[int]:

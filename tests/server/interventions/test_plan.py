@@ -51,9 +51,11 @@ def one_by_one(rows, site: Site, h_BTD: torch.Tensor) -> torch.Tensor:
                     done = operations.switch(h_1D, effect, a_1)
                 elif used.operation == "clamp":
                     bounds = torch.tensor([used.minimum]), torch.tensor([used.maximum])
-                    done = operations.clamp(h_1D, effect[None], a_1, *bounds)
+                    done = operations.clamp(h_1D, operations.unit(effect[None]), a_1, *bounds)
+                elif used.operation == "ablate":
+                    done = operations.ablate(h_1D, operations.unit(effect[None]), a_1)
                 else:
-                    done = getattr(operations, used.operation)(h_1D, effect[None], a_1)
+                    done = operations.add(h_1D, effect[None], a_1)
                 out_BTD[row.index, offset] = done[0]
     return out_BTD
 
@@ -134,21 +136,46 @@ def test_counts_only_rows_that_did_not_fail():
     assert [(r.interventions[0].prompt_tokens, r.interventions[0].generated_tokens) for r in rows] == [(4, 2), (0, 0)]
 
 
-def test_a_receipt_names_what_was_used_and_averages_over_tokens_and_sites():
-    meters = MeterBank("cpu")
-    used = vector(layers=(0, 2), strength=2.0)
-    active = ActiveIntervention.begin(used, meters)
-    active.prompt_tokens, active.generated_tokens = 3, 1
-    meters.record(torch.full((8,), active.meter), torch.ones(8, 1), torch.full((8, 1), 1.5))
-    receipt = active.end(meters)
-    assert (receipt.kind, receipt.name, receipt.digest) == ("add", used.name, used.digest)
-    assert (receipt.sites, receipt.strength) == (("resid_post.0", "resid_post.2"), 2.0)
-    assert (receipt.prompt_tokens, receipt.generated_tokens) == (3, 1)
-    assert receipt.mean_relative_change == pytest.approx(0.5)
-    assert meters.in_use == 0
+def test_a_plan_says_how_often_it_may_be_used_again():
+    """Against rebuilding: the plan of each following decode step is the same for ``repeats`` steps, and then not."""
+
+    def planned(interventions, step):
+        rows = [PlanRow(0, 0, 4 + step, 1, 4, interventions)]
+        return [touched.intervention for touched in BatchPlan.build(rows, 1, "cpu").touched]
+
+    spans = [Positions("window", 2, 5), Positions("listed", indices=(3, 4, 9)), Positions("window", 6, None), NONE]
+    (row,) = rows_of([vector(apply=Apply(NONE, span), strength=s) for span in spans for s in (1.0, 0.0)])
+    for used in ([0], [2], [4], [6], [0, 2, 4, 6], [1, 3, 5, 7]):
+        interventions = [row.interventions[i] for i in used]
+        for step in range(12):
+            repeats = BatchPlan.build([PlanRow(0, 0, 4 + step, 1, 4, interventions)], 1, "cpu").repeats
+            same = [planned(interventions, later) == planned(interventions, step) for later in range(step, 20)]
+            assert repeats + 1 >= 1000 if all(same) else repeats + 1 == same.index(False)
 
 
-def test_a_receipt_without_tokens_has_no_change():
+def test_a_plan_for_a_prompt_is_used_once():
+    assert BatchPlan.build(rows_of((vector(),)), TOKENS, "cpu").repeats == 0
+    assert BatchPlan.build(rows_of((), (vector(strength=0.0),)), 2 * TOKENS, "cpu").repeats > 1000
+
+
+def test_few_tokens_of_many_mappers_share_a_product_and_long_prompts_do_not():
+    settings = [[switch(seed=seed)] for seed in range(4)]
     meters = MeterBank("cpu")
-    receipt = ActiveIntervention.begin(vector(), meters).end(meters)
-    assert (receipt.prompt_tokens, receipt.mean_relative_change) == (0, 0.0)
+    active = [[ActiveIntervention.begin(one, meters) for one in used] for used in settings]
+    counts, first, rows = (1, 100, 1, 4), 0, []
+    for i, count in enumerate(counts):
+        rows.append(PlanRow(i, first, 0, count, 100, active[i]))
+        first += count
+    batched, alone = BatchPlan.build(rows, first, "cpu").groups[Site(1)]
+    assert [use.tokens for use in batched.uses] == [1, 1, 4]
+    assert [use.tokens for use in alone.uses] == [100]
+    assert (batched.rows, alone.rows) == ((0, 2, 3), (1,))
+
+
+def test_sites_with_the_same_rows_share_their_tensors():
+    rows = rows_of((vector(layers=(0, 1, 2)),), (vector("clamp", (0, 1, 2), minimum=0.0),))
+    plan = BatchPlan.build(rows, 2 * TOKENS, "cpu")
+    (first,), (last,) = plan.rounds[Site(0)], plan.rounds[Site(2)]
+    assert first.meter_K is last.meter_K
+    assert first.groups[1].low_K is last.groups[1].low_K
+    assert not torch.equal(first.groups[0].v_KD, last.groups[0].v_KD)
