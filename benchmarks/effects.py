@@ -11,13 +11,13 @@ from benchmarks.workload import Intervention
 
 def vector(spec: Intervention, width: int) -> Tensor:
     """A small random direction ``v_D`` in float32, to be added to the block's output."""
-    return torch.randn(width, generator=torch.Generator().manual_seed(spec.seed)) * 0.01
+    return torch.randn(width, generator=torch.Generator().manual_seed(spec.seed)) * 0.05
 
 
 def autoencoder(spec: Intervention, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Weights and biases of encoder and decoder, square as in arXiv 2503.04429, small enough not to drown the model."""
     generator = torch.Generator().manual_seed(spec.seed)
-    encoder, decoder = (torch.randn(width, width, generator=generator) / width for _ in range(2))
+    encoder, decoder = (torch.randn(width, width, generator=generator) * width**-0.5 for _ in range(2))
     return encoder, torch.zeros(width), decoder, torch.zeros(width)
 
 

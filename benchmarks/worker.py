@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 import traceback
 from dataclasses import asdict
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from time import perf_counter
 from typing import Any, TextIO
 
 from benchmarks.contenders import Contender, Unavailable
+from benchmarks.resident import forget_peak, resident_mib
 from benchmarks.workload import RequestTrace, Work, work_from_json
 
 
@@ -41,17 +40,6 @@ def main() -> None:
     _tell(answers, hello)
     for line in sys.stdin:
         _tell(answers, _measured(contender, work_from_json(json.loads(line))))
-
-
-def resident_mib(field: str = "VmRSS") -> float:
-    """Memory of this process now, or with ``VmHWM`` its peak since :func:`forget_peak`; Linux only."""
-    found = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
-
-
-def forget_peak() -> None:
-    """Starts the peak of this process's memory anew (man 5 proc, clear_refs)."""
-    Path("/proc/self/clear_refs").write_text("5")
 
 
 def _measured(contender: Contender, work: Work) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +15,23 @@ from benchmarks.workload import Request, RequestTrace
 
 MOST_ROWS = 128
 
+Around = Callable[[Request], AbstractContextManager[Any]]
+
+
+def _nothing_around(_request: Request) -> AbstractContextManager[Any]:
+    return nullcontext()
+
 
 class Generate:
-    """Static batching: what arrives during a batch waits for its end."""
+    """Static batching: what arrives during a batch waits for its end.
 
-    def __init__(self, model: Any, loaded_rss_mib: float, rows: int) -> None:
+    ``around`` is entered for each batch with its first request.
+    """
+
+    def __init__(self, model: Any, loaded_rss_mib: float, rows: int, around: Around = _nothing_around) -> None:
         self._model = model
         self._rows = rows
+        self._around = around
         self.loaded_rss_mib = loaded_rss_mib
 
     def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
@@ -34,12 +45,13 @@ class Generate:
                 prompt = requests[i].prompt
                 ids_BT[row, width - len(prompt) :] = torch.tensor(prompt)
                 mask_BT[row, width - len(prompt) :] = 1
-            self._model.generate(
-                ids_BT,
-                attention_mask=mask_BT,
-                max_new_tokens=max(requests[i].new_tokens for i in rows),
-                streamer=Steps(run, rows),
-            )
+            with self._around(requests[rows[0]]):
+                self._model.generate(
+                    ids_BT,
+                    attention_mask=mask_BT,
+                    max_new_tokens=max(requests[i].new_tokens for i in rows),
+                    streamer=Steps(run, rows),
+                )
         return run.traces()
 
 

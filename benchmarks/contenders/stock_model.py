@@ -8,7 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
 from benchmarks.contenders import Unavailable
-from benchmarks.worker import resident_mib
+from benchmarks.resident import resident_mib
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -46,12 +46,16 @@ def _cost(bench: Bench, model: Model, new_tokens: int) -> None:
 
 
 def _against_peers(bench: Bench, model: Model, rows: int, new_tokens: int) -> None:
+    """That the last line has other tokens shows that interventions act; that the first three have the same, how."""
+
     def work(seed: int) -> Work:
         return equal(rows, PROMPT, new_tokens, model.vocab, seed, mixed(model))
 
     ours = ENGINE["float32"]
     peers = (STEERING_VECTORS, NNSIGHT)
-    cell = bench.cell(f"{rows} mixed interventions", model, [Entry(spec, work) for spec in (ours, *peers)])
+    plain = Entry(ours, lambda seed: equal(rows, PROMPT, new_tokens, model.vocab, seed), "the same, nothing asked")
+    entries = [*(Entry(spec, work) for spec in (ours, *peers)), plain]
+    cell = bench.cell(f"{rows} mixed interventions", model, entries)
     for peer in peers:
         demand = f"{rows} mixed interventions in one batch against {peer.label}"
         bench.compare(demand, cell, [ours.label], [peer.label], Limits(8.0, 20.0))
