@@ -20,7 +20,7 @@ MODELS_VARIABLE = "INTERLOCK_BENCH_MODELS"
 
 
 def main() -> None:
-    """Runs suites one after the other; each writes its own JSON, so that a broken run goes on with the rest."""
+    """Runs suites one after the other; each writes its own JSON, so that a broken run can go on by suite."""
     arguments = _parser().parse_args()
     console = Console(stderr=arguments.json, highlight=False, markup=False, width=None if os.isatty(1) else 200)
     if arguments.list:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,11 +114,11 @@ class Bench:
                     found, peak_rss_mib = measured
                     result.runs.append(figures(found) | {"peak_rss_mib": peak_rss_mib})
                     traces.setdefault(entry.name, found)
-        first = traces.get(entries[0].name)
-        for name, result in results.items():
+        for entry in entries:
+            result = results[entry.name]
             result.median = medians(result.runs)
-            if first is not None and name in traces:
-                result.equal_tokens = round(agreement(traces[name], first), 4)
+            if result.runs and results[entries[0].name].runs:
+                result.equal_tokens = agreement(_comparable(entries[0], entry, traces))
         return self.add(Cell(title=title, model=model.name, contenders=list(results.values())))
 
     def add(self, cell: Cell) -> Cell:
@@ -185,3 +185,14 @@ class Bench:
             self._workers[key] = error
             result.absent, result.runs = str(error), []
             return None
+
+
+def _comparable(
+    first: Entry, other: Entry, traces: Mapping[str, Sequence[RequestTrace]]
+) -> Iterator[tuple[Sequence[int], Sequence[int]]]:
+    """Answers to equal prompts; where only one of the two can intervene, to those for which nothing was asked."""
+    works = zip(first.work(0).requests, other.work(0).requests, strict=False)
+    for (asked, same), a, b in zip(works, traces[first.name], traces[other.name], strict=False):
+        alike = first.spec.intervenes == other.spec.intervenes or not (asked.interventions or same.interventions)
+        if asked.prompt == same.prompt and alike:
+            yield a.tokens, b.tokens

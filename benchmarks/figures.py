@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 
 from benchmarks.workload import RequestTrace
@@ -81,13 +81,10 @@ def best(candidates: Mapping[str, Figures], figure: str) -> str | None:
     return (max if figure in MORE_IS_BETTER else min)(having, key=lambda label: having[label])
 
 
-def agreement(ours: Sequence[RequestTrace], theirs: Sequence[RequestTrace]) -> float:
-    """The share of tokens before the first difference of each request, of all tokens."""
+def agreement(pairs: Iterable[tuple[Sequence[int], Sequence[int]]]) -> float | None:
+    """The share of tokens before the first difference of each pair of answers, of all tokens; None without any."""
     equal = total = 0
-    for mine, other in zip(ours, theirs, strict=True):
-        total += len(mine.tokens)
-        for a, b in zip(mine.tokens, other.tokens, strict=False):
-            if a != b:
-                break
-            equal += 1
-    return equal / total if total else 0.0
+    for mine, other in pairs:
+        total += len(mine)
+        equal += next((i for i, (a, b) in enumerate(zip(mine, other, strict=True)) if a != b), len(mine))
+    return equal / total if total else None

@@ -116,4 +116,5 @@ def _environment(spec: Spec, threads: int) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    return {**environment, **spec.variables}
+    folder = str(PEERS / spec.environment) if spec.environment else ""
+    return environment | {name: value.format(environment=folder) for name, value in spec.variables.items()}

@@ -44,8 +44,8 @@ class Machine(_Part):
 class ContenderResult(_Part):
     """Figures of every repeat and their medians; ``absent`` says why there are none.
 
-    ``start_s`` is from the start of the process to a model that answers. ``equal_tokens`` is the share of tokens equal
-    to those of the cell's first contender before the first difference, in the first repeat.
+    ``start_s`` is from the start of the process to a model that answers. ``equal_tokens`` is the share of tokens before
+    the first difference to the cell's first contender, in the first repeat, where the two were asked the same.
     """
 
     label: str

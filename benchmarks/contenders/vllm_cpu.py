@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from vllm import EngineArgs, LLMEngine, SamplingParams
@@ -39,15 +38,8 @@ class Vllm:
         return run.traces()
 
 
-def make(model: str, threads: int, *, dtype: str) -> Vllm:
-    """An eager engine with one gigabyte for keys and values."""
-    os.environ |= {
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "OMP_NUM_THREADS": str(threads),
-        "VLLM_NO_USAGE_STATS": "1",
-    }
+def make(model: str, _threads: int, *, dtype: str) -> Vllm:
+    """An eager engine; the pool takes its size from OMP_NUM_THREADS."""
     arguments = EngineArgs(
         model=model,
         dtype=dtype,
