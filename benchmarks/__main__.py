@@ -21,7 +21,10 @@ MODELS_VARIABLE = "INTERLOCK_BENCH_MODELS"
 
 def main() -> None:
     """Runs suites one after the other; each writes its own JSON, so that a broken run can go on by suite."""
-    arguments = _parser().parse_args()
+    parser = _parser()
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.suites if name not in SUITES]:
+        parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
     console = Console(stderr=arguments.json, highlight=False, markup=False, width=None if os.isatty(1) else 200)
     if arguments.list:
         listing = {name: {"summary": suite.summary, "minutes": suite.minutes} for name, suite in SUITES.items()}

@@ -10,16 +10,16 @@ from benchmarks.suites.mixes import all_switched, distinct_autoencoders, distinc
 from benchmarks.workload import Intervene, Work, equal, nothing
 
 ROWS, PROMPT = 32, 32
-COST_REPEATS = 9
+COST_REPEATS = 7
 
 
 def run(bench: Bench) -> None:
     """First the cost, float32, 15M; small differences, so more repeats. Then mixed interventions against peers."""
     model = bench.llama("15M")
     with bench.workers():
-        _cost(bench, model, bench.pick(48, 4))
+        _cost(bench, model, bench.pick(32, 4))
     with bench.workers():
-        _against_peers(bench, model, bench.pick(ROWS, 4), bench.pick(24, 4))
+        _against_peers(bench, model, bench.pick(ROWS, 4), bench.pick(16, 4))
 
 
 def _cost(bench: Bench, model: Model, new_tokens: int) -> None:

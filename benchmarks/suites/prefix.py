@@ -18,7 +18,7 @@ def run(bench: Bench) -> None:
     new to the cache, only those below it are not.
     """
     model = bench.llama("125M")
-    count, system, new_tokens = bench.pick((6, 512, 4), (3, 64, 2))
+    count, system, new_tokens = bench.pick((5, 512, 2), (3, 64, 2))
 
     def plain(seed: int) -> Work:
         return chats(count, system, TAIL, new_tokens, model.vocab, seed)

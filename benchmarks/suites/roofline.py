@@ -34,7 +34,7 @@ def run(bench: Bench) -> None:
     cells = {}
     with bench.workers():
         for rows in bench.pick((1, 32), (1, 4)):
-            entries = [Entry(spec, partial(_work, model, rows, bench.pick(48, 4))) for spec in ENGINE.values()]
+            entries = [Entry(spec, partial(_work, model, rows, bench.pick(24, 4))) for spec in ENGINE.values()]
             cells[rows] = bench.cell(f"{rows} rows, decode", model, entries)
     again = _rates(bench.options.threads)
     rates = {name: max(rate, again[name]) for name, rate in rates.items()}
