@@ -49,12 +49,12 @@ def machine(threads: int) -> Machine:
 
 
 def _commit() -> str:
-    """The commit, with a plus where files differ from it; empty outside a checkout."""
-    run = subprocess.run(
-        ["git", "describe", "--always", "--exclude=*", "--dirty=+"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        check=False,
+    """The commit, with a plus where code differs from it (results do not count); empty outside a checkout."""
+    return _git("rev-parse", "--short", "HEAD") + (
+        "+" if _git("status", "--short", ".", ":!benchmarks/results") else ""
     )
+
+
+def _git(*arguments: str) -> str:
+    run = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=False)
     return run.stdout.strip()

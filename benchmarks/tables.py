@@ -17,11 +17,15 @@ def cell_table(cell: Cell) -> Table:
     """Medians, one contender a line; who is absent stands there with the reason."""
     present = [result for result in cell.contenders if result.absent is None]
     names = [name for name in UNITS if any(name in result.median for result in present)]
-    table = _table(f"{cell.title} [{cell.model}]", ["contender", *[UNITS[name] for name in names], "equal tokens"])
+    table = _table(
+        f"{cell.title} [{cell.model}]", ["contender", *[UNITS[name] for name in names], "start s", "equal tokens"]
+    )
     for result in cell.contenders:
         if result.absent is None:
             figures = [result.median.get(name) for name in names]
-            table.add_row(result.label, *[_number(figure) for figure in (*figures, result.equal_tokens)])
+            table.add_row(
+                result.label, *[_number(figure) for figure in (*figures, result.start_s, result.equal_tokens)]
+            )
         else:
             table.add_row(result.label, result.absent)
     return table

@@ -7,11 +7,13 @@ First line in: ``{"module", "model", "threads", "options", "packages"}``. Answer
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
+import signal
 import sys
 import traceback
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from time import perf_counter
@@ -24,6 +26,7 @@ from benchmarks.workload import RequestTrace, Work, work_from_json
 
 def main() -> None:
     """Serves one contender until stdin ends."""
+    _end_with_parent()
     answers = _own_stdout()
     setup = json.loads(sys.stdin.readline())
     try:
@@ -45,9 +48,9 @@ def main() -> None:
 def _measured(contender: Contender, work: Work) -> dict[str, Any]:
     try:
         if work.primer:
-            contender.run(work.primer)
+            contender.run(replace(work, requests=work.primer))
         forget_peak()
-        traces = _one_at_a_time(contender, work) if work.one_at_a_time else contender.run(work.requests)
+        traces = _one_at_a_time(contender, work) if work.one_at_a_time else contender.run(work)
         return {"traces": [asdict(trace) for trace in traces], "peak_rss_mib": resident_mib("VmHWM")}
     except Exception as error:  # noqa: BLE001 - a contender that fails is reported, and the others go on
         traceback.print_exc()
@@ -58,7 +61,7 @@ def _one_at_a_time(contender: Contender, work: Work) -> list[RequestTrace]:
     began, traces = perf_counter(), []
     for request in work.requests:
         sent = perf_counter() - began
-        (trace,) = contender.run([request])
+        (trace,) = contender.run(replace(work, requests=(request,)))
         traces.append(RequestTrace(sent, tuple(sent + time for time in trace.times_s), trace.tokens))
     return traces
 
@@ -71,6 +74,11 @@ def _versions(packages: list[str]) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "unknown"
     return found
+
+
+def _end_with_parent() -> None:
+    """A process that is stopped cannot see that its stdin has ended (man 2 prctl, PR_SET_PDEATHSIG is 1)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _own_stdout() -> TextIO:

@@ -35,12 +35,13 @@ class Work:
     """Requests in the order of arrival.
 
     ``one_at_a_time`` sends each when the one before has ended, whatever its arrival; ``primer`` is done before and is
-    not measured.
+    not measured. Without ``hooks``, an engine that intervenes through hooks has them off the model for this work.
     """
 
     requests: tuple[Request, ...]
     one_at_a_time: bool = False
     primer: tuple[Request, ...] = ()
+    hooks: bool = True
 
     @property
     def longest(self) -> int:
@@ -127,7 +128,7 @@ def chats(
 def work_from_json(data: Mapping[str, Any]) -> Work:
     """The inverse of :func:`dataclasses.asdict` after a journey as JSON."""
     requests, primer = ([_request(request) for request in data[key]] for key in ("requests", "primer"))
-    return Work(tuple(requests), bool(data["one_at_a_time"]), tuple(primer))
+    return Work(tuple(requests), bool(data["one_at_a_time"]), tuple(primer), bool(data["hooks"]))
 
 
 def _request(data: Mapping[str, Any]) -> Request:

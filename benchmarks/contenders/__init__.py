@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from benchmarks.workload import Request, RequestTrace
+from benchmarks.workload import RequestTrace, Work
 
 
 class Unavailable(Exception):
@@ -16,8 +16,11 @@ class Unavailable(Exception):
 class Contender(Protocol):
     """A model ready to answer, in the process that called ``make``."""
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
-        """Answers all requests, none before its arrival; times count from the call."""
+    def run(self, work: Work) -> list[RequestTrace]:
+        """Answers the work's requests, none before its arrival; times count from the call.
+
+        That they go one at a time, and the primer, is the caller's business.
+        """
         ...
 
 

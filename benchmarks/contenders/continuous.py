@@ -4,7 +4,6 @@ gigabytes on a CPU, so all three are given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from threading import Thread
 from time import sleep
 from typing import Any
@@ -14,7 +13,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from benchmarks.contenders.clock import Run
 from benchmarks.contenders.stock_model import stock_model
-from benchmarks.workload import Request, RequestTrace
+from benchmarks.workload import RequestTrace, Work
 
 PAGE = 32
 STEP_TOKENS = 2048
@@ -35,12 +34,12 @@ class Continuous:
         self._manager.start()
         self._runs = 0
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
+    def run(self, work: Work) -> list[RequestTrace]:
         """Feeds requests as they arrive. The manager stamps the tokens itself, which saves it the streaming."""
         self._runs += 1
-        run = Run(requests)
+        run = Run(work.requests)
         Thread(target=self._feed, args=(run,), daemon=True).start()
-        for _ in requests:
+        for _ in work.requests:
             output = self._manager.get_result(timeout=ANSWER_S)
             if output is None or output.error is not None:
                 raise RuntimeError(f"continuous batching failed: {getattr(output, 'error', 'no answer')}")

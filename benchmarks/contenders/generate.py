@@ -11,7 +11,7 @@ from transformers.generation.streamers import BaseStreamer
 
 from benchmarks.contenders.clock import Run
 from benchmarks.contenders.stock_model import stock_model
-from benchmarks.workload import Request, RequestTrace
+from benchmarks.workload import Request, RequestTrace, Work
 
 MOST_ROWS = 128
 
@@ -34,9 +34,9 @@ class Generate:
         self._around = around
         self.loaded_rss_mib = loaded_rss_mib
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
+    def run(self, work: Work) -> list[RequestTrace]:
         """Batches in the order of arrival; a batch runs as long as its longest answer."""
-        run = Run(requests)
+        requests, run = work.requests, Run(work.requests)
         while rows := run.arrived(self._rows, wait=True):
             width = max(len(requests[i].prompt) for i in rows)
             ids_BT = torch.zeros(len(rows), width, dtype=torch.long)

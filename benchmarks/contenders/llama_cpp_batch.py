@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from benchmarks.contenders.clock import Run
 from benchmarks.contenders.gguf_weights import gguf_file
-from benchmarks.workload import Request, RequestTrace
+from benchmarks.workload import RequestTrace, Work
 
 STEP_TOKENS = 2048
 MOST_SEQUENCES = 128
@@ -34,8 +33,9 @@ class LlamaCpp:
         self._context: Any = None
         self._shape = (0, 0)
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
+    def run(self, work: Work) -> list[RequestTrace]:
         """Each step decodes a token of every live sequence and reads prompts of those that have arrived."""
+        requests = work.requests
         sequences = min(len(requests), MOST_SEQUENCES)
         self._prepare(sequences, max(len(r.prompt) + r.new_tokens for r in requests))
         run = Run(requests)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -15,7 +14,7 @@ from benchmarks.contenders.clock import Run
 from benchmarks.contenders.generate import Steps
 from benchmarks.contenders.stock_model import stock_model
 from benchmarks.effects import autoencoder, replaced, vector
-from benchmarks.workload import Intervention, Request, RequestTrace
+from benchmarks.workload import Intervention, RequestTrace, Work
 
 
 class Nnsight:
@@ -26,9 +25,9 @@ class Nnsight:
         self._tensors = cache(lambda spec: (vector if spec.kind == "vector" else autoencoder)(spec, width))
         self.loaded_rss_mib = loaded_rss_mib
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
+    def run(self, work: Work) -> list[RequestTrace]:
         """In the order of arrival. Every step of a trace sets the block's output."""
-        run = Run(requests)
+        run = Run(work.requests)
         while rows := run.arrived(1, wait=True):
             self._answer(run, rows)
         return run.traces()

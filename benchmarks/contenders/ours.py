@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import fields
 from functools import cache
 from itertools import count
@@ -11,12 +12,13 @@ from time import sleep
 from typing import Any
 
 import torch
+from torch import nn
 
 from benchmarks.contenders import Unavailable
 from benchmarks.contenders.clock import Run
 from benchmarks.contenders.stock_model import DTYPES, resident_with
 from benchmarks.effects import autoencoder, vector
-from benchmarks.workload import Intervention, Request, RequestTrace
+from benchmarks.workload import Intervention, RequestTrace, Work
 from mappers.loading import load_model
 from mappers.mapper_config import MapperConfig
 from mappers.modules import AutoencoderMapper
@@ -34,29 +36,44 @@ PREFILL_TOKENS = 2048
 class Interlock:
     """A started engine and the interventions that were asked for so far."""
 
-    def __init__(self, engine: Engine, loaded_rss_mib: float) -> None:
+    def __init__(self, engine: Engine, blocks: Sequence[nn.Module], loaded_rss_mib: float) -> None:
         self._engine = engine
+        self._blocks = blocks
         self._ids = count()
         self._resolved = cache(lambda spec: _resolve(spec, engine.info.width))
         self.loaded_rss_mib = loaded_rss_mib
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
+    def run(self, work: Work) -> list[RequestTrace]:
         """Submits from this thread; tokens are stamped on the engine's, as a client would see them at the soonest."""
         # Artifacts are resident before a request names them.
-        for request in requests:
+        for request in work.requests:
             for spec in request.interventions:
                 self._resolved(spec)
-        run = Run(requests)
-        ended: SimpleQueue[Event] = SimpleQueue()
-        for index, request in enumerate(requests):
-            if (early := request.arrival_s - run.now()) > 0:
-                sleep(early)
-            self._submit(run, index, ended)
-        for _ in requests:
-            event = ended.get()
-            if isinstance(event, Failed):
-                raise RuntimeError(f"a request failed: {event.message}")
-        return run.traces()
+        with nullcontext() if work.hooks else self._without_hooks():
+            run = Run(work.requests)
+            ended: SimpleQueue[Event] = SimpleQueue()
+            for index, request in enumerate(work.requests):
+                if (early := request.arrival_s - run.now()) > 0:
+                    sleep(early)
+                self._submit(run, index, ended)
+            for _ in work.requests:
+                event = ended.get()
+                if isinstance(event, Failed):
+                    raise RuntimeError(f"a request failed: {event.message}")
+            return run.traces()
+
+    @contextmanager
+    def _without_hooks(self) -> Iterator[None]:
+        """The engine is idle at both ends. In one process, because two differ by more than what hooks cost."""
+        hooks = [module._forward_hooks for module in self._blocks]
+        taken = [dict(of_module) for of_module in hooks]
+        for of_module in hooks:
+            of_module.clear()
+        try:
+            yield
+        finally:
+            for of_module, were in zip(hooks, taken, strict=True):
+                of_module.update(were)
 
     def _submit(self, run: Run, index: int, ended: SimpleQueue[Event]) -> None:
         def sink(event: Event) -> None:
@@ -78,11 +95,9 @@ def make(
     threads: int,
     *,
     dtype: str,
-    hooks: bool = True,
     prefix_cache_bytes: int = 0,
-    max_batch: int = MOST_ROWS,
 ) -> Interlock:
-    """A started engine. ``hooks`` off takes the engine's hooks from the model, to see what they cost."""
+    """A started engine. Prefixes are kept only where they are asked for: elsewhere they would answer for the engine."""
     torch.set_num_threads(threads)
     options: dict[str, Any] = {}
     if "prefix_cache_bytes" in {field.name for field in fields(EngineOptions)}:
@@ -94,13 +109,10 @@ def make(
     loaded = load_model(model, dtype=DTYPES[dtype])
     resident = resident_with(loaded.model)
     engine, _ = build_engine(
-        loaded, EngineOptions(max_batch=max_batch, max_waiting=1024, prefill_tokens=PREFILL_TOKENS, **options)
+        loaded, EngineOptions(max_batch=MOST_ROWS, max_waiting=1024, prefill_tokens=PREFILL_TOKENS, **options)
     )
-    if not hooks:
-        for site in loaded.stack.sites:
-            loaded.stack.site_module(site)._forward_hooks.clear()
     engine.start()
-    return Interlock(engine, resident)
+    return Interlock(engine, [loaded.stack.site_module(site) for site in loaded.stack.sites], resident)
 
 
 def _resolve(spec: Intervention, width: int) -> ResolvedIntervention:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from vllm import EngineArgs, LLMEngine, SamplingParams
 
 from benchmarks.contenders.clock import Run
-from benchmarks.workload import Request, RequestTrace
+from benchmarks.workload import RequestTrace, Work
 
 MOST_ROWS = 128
 
@@ -19,10 +17,10 @@ class Vllm:
         self._engine = engine
         self._runs = 0
 
-    def run(self, requests: Sequence[Request]) -> list[RequestTrace]:
+    def run(self, work: Work) -> list[RequestTrace]:
         """Adds requests as they arrive, and steps."""
         self._runs += 1
-        run = Run(requests)
+        requests, run = work.requests, Run(work.requests)
         done = 0
         while done < len(requests):
             for index in run.arrived(len(requests), wait=not self._engine.has_unfinished_requests()):

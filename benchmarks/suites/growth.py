@@ -20,7 +20,7 @@ def run(bench: Bench) -> None:
     """15M, float32. Points of one curve are measured in turn, so that noise does not look like growth."""
     model = bench.llama("15M")
     new = bench.pick(16, 4)
-    few, many = bench.pick((8, 128), (2, 8))
+    few, some, many = bench.pick((8, 32, 256), (2, 2, 8))
     curves: dict[str, tuple[Sequence[int], Point]] = {
         "rows": (
             bench.pick((1, 2, 4, 8, 16, 32, 64, 128), (1, 4)),
@@ -32,13 +32,11 @@ def run(bench: Bench) -> None:
         ),
         "layers with sites": (
             range(model.layers + 1),
-            lambda layers, seed: equal(
-                many // 4, PROMPT, new, model.vocab, seed, distinct_vectors(model, None, layers)
-            ),
+            lambda layers, seed: equal(some, PROMPT, new, model.vocab, seed, distinct_vectors(model, None, layers)),
         ),
         "distinct interventions": (
-            bench.pick((0, 1, 4, 16, 64, 128), (0, 2)),
-            lambda count, seed: equal(many, PROMPT, new, model.vocab, seed, _distinct(model, count)),
+            bench.pick((0, 1, 16, 64, 256), (0, 2)),
+            lambda count, seed: equal(many, few, new // 2, model.vocab, seed, _distinct(model, count)),
         ),
     }
     with bench.workers():
