@@ -61,21 +61,20 @@ def run_suite(name: str, options: Options, console: Console) -> Report:
     )
 
     def changed(part: Cell | Check | str) -> None:
-        if isinstance(part, Cell):
-            report.cells.append(part)
-            console.print(cell_table(part))
-        elif isinstance(part, Check):
-            report.checks.append(part)
-        else:
-            report.notes.append(part)
-            console.print(part)
+        if not isinstance(part, Check):
+            console.print(cell_table(part) if isinstance(part, Cell) else part)
         report.write(options.out)
 
     console.rule(f"{name}: {SUITES[name].summary}")
-    SUITES[name].run(Bench(options, changed))
+    SUITES[name].run(Bench(options, report, changed))
     report.seconds, report.complete = round(time.monotonic() - began, 1), True
     console.print(f"{name}: {report.seconds:.0f} s, written to {report.write(options.out)}")
     return report
+
+
+def _folder(text: str) -> Path:
+    """Absolute, because workers have a working directory of their own."""
+    return Path(text).expanduser().resolve()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -91,11 +90,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
     parser.add_argument(
         "--models",
-        type=Path,
-        default=os.environ.get(MODELS_VARIABLE) and Path(os.environ[MODELS_VARIABLE]),
+        type=_folder,
+        default=os.environ.get(MODELS_VARIABLE),
         help=f"folder that holds stories260K (variable {MODELS_VARIABLE})",
     )
-    parser.add_argument("--out", type=Path, help="folder for the JSON files (default: benchmarks/results)")
+    parser.add_argument("--out", type=_folder, help="folder for the JSON files (default: benchmarks/results)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser
 

@@ -12,7 +12,7 @@ from benchmarks.contenders import Spec
 from benchmarks.figures import Figures, agreement, best, figures, medians, paired_ratio
 from benchmarks.models import Model, model_at, random_llama
 from benchmarks.pool import CHECKOUT, ContenderFailed, Worker
-from benchmarks.report import Cell, Check, ContenderResult, Limits
+from benchmarks.report import Cell, Check, ContenderResult, Limits, Report
 from benchmarks.workload import RequestTrace, Work
 from mappers.organisms.catalogue import organism_path
 
@@ -50,13 +50,11 @@ class Entry:
 
 @dataclass
 class Bench:
-    """One suite's run. Cells and checks come out in ``cells`` and ``checks``, and each is told to ``changed``."""
+    """One suite's run: fills ``report``, and tells ``changed`` of each part that came in."""
 
     options: Options
+    report: Report
     changed: Callable[[Cell | Check | str], None]
-    cells: list[Cell] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     _workers: dict[str, Worker | ContenderFailed] = field(default_factory=dict)
 
     def pick(self, full: T, quick: T) -> T:
@@ -81,7 +79,7 @@ class Bench:
 
     def note(self, text: str) -> None:
         """Records something that readers of the figures should know."""
-        self.notes.append(text)
+        self.report.notes.append(text)
         self.changed(text)
 
     @contextmanager
@@ -123,7 +121,7 @@ class Bench:
 
     def add(self, cell: Cell) -> Cell:
         """Takes a finished cell into the report."""
-        self.cells.append(cell)
+        self.report.cells.append(cell)
         self.changed(cell)
         return cell
 
@@ -165,14 +163,14 @@ class Bench:
 
     def check(self, check: Check) -> None:
         """Takes a finished check into the report."""
-        self.checks.append(check)
+        self.report.checks.append(check)
         self.changed(check)
 
     def _attempt(
         self, entry: Entry, model: Model, work: Work, result: ContenderResult
     ) -> tuple[list[RequestTrace], float] | None:
         """Runs the work, or writes down why that is not possible: then the entry's runs so far do not count."""
-        key = f"{entry.spec.label} {sorted(entry.spec.options.items())} {model.path}"
+        key = f"{entry.spec.environment} {entry.spec.module} {sorted(entry.spec.options.items())} {model.path}"
         try:
             worker = self._workers.get(key)
             if worker is None:

@@ -90,13 +90,7 @@ class Interlock:
         self._engine.submit(GenerationRequest(f"r{next(self._ids)}", request.prompt, sampling, chosen), sink)
 
 
-def make(
-    model: str,
-    threads: int,
-    *,
-    dtype: str,
-    prefix_cache_bytes: int = 0,
-) -> Interlock:
+def make(model: str, threads: int, *, dtype: str, prefix_cache_bytes: int = 0) -> Interlock:
     """A started engine. Prefixes are kept only where they are asked for: elsewhere they would answer for the engine."""
     torch.set_num_threads(threads)
     options: dict[str, Any] = {}

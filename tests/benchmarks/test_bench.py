@@ -12,6 +12,7 @@ from rich.console import Console
 from benchmarks.__main__ import run_suite
 from benchmarks.bench import Bench, Entry, Options
 from benchmarks.contenders import ENGINE, GENERATE, Spec
+from benchmarks.machine import machine
 from benchmarks.models import parameters, random_llama
 from benchmarks.report import Limits, Report
 from benchmarks.suites import SUITES
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.timeout(300)
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
-    return Bench(Options(quick=True, threads=1, cache=tmp_path, out=tmp_path), changed=lambda _: None)
+    report = Report(suite="s", quick=True, repeats=1, seconds=0, complete=False, machine=machine(1))
+    return Bench(Options(quick=True, threads=1, cache=tmp_path, out=tmp_path), report, changed=lambda _: None)
 
 
 def test_contenders_do_the_same_work_and_who_cannot_is_named(bench: Bench) -> None:
@@ -48,7 +50,7 @@ def test_contenders_do_the_same_work_and_who_cannot_is_named(bench: Bench) -> No
     assert "no_such_module" in (cell.result("nobody").absent or "")
     assert "make bench-peers PEERS=no-such-peer" in (cell.result("peer").absent or "")
     assert "float7" in (cell.result("broken").absent or "")
-    ratio, missing = bench.checks
+    ratio, missing = bench.report.checks
     assert (ratio.met, ratio.aim_met, ratio.against) == (True, False, GENERATE.label)
     assert missing.met is None
     assert "no_such_module" in missing.note
@@ -67,8 +69,8 @@ def test_the_random_model_is_written_once_and_is_what_its_name_says(tmp_path: Pa
 
 def test_what_lies_elsewhere_is_left_out_with_a_note(bench: Bench) -> None:
     SUITES["startup"].run(bench)
-    assert bench.cells == []
-    assert "INTERLOCK_BENCH_MODELS" in bench.notes[0]
+    assert bench.report.cells == []
+    assert "INTERLOCK_BENCH_MODELS" in bench.report.notes[0]
 
 
 def test_a_quick_run_of_a_suite_writes_a_whole_report(tmp_path: Path) -> None:
