@@ -35,9 +35,9 @@ SUITES = {
     "long": Suite(long.run, "32 contexts of 512 tokens", 2),
     "skewed": Suite(skewed.run, "one context of 1024 tokens among 31 of 64", 1),
     "prefix": Suite(prefix.run, "chats behind one system prompt of 512 tokens", 1.5),
-    "interventions": Suite(interventions.run, "what interventions cost, and one batch against one by one", 3.5),
+    "interventions": Suite(interventions.run, "what interventions cost, and one batch against one by one", 3),
     "memory": Suite(memory.run, "memory over the weights", 1.5),
-    "startup": Suite(startup.run, "from the command to a server that answers", 0.5),
-    "growth": Suite(growth.run, "speed and memory against rows, context, sites, distinct interventions", 2),
-    "roofline": Suite(roofline.run, "share of what the machine could do", 1),
+    "startup": Suite(startup.run, "from the command to a server that answers", 1),
+    "growth": Suite(growth.run, "speed and memory against rows, context, sites, distinct interventions", 1.5),
+    "roofline": Suite(roofline.run, "share of what the machine could do", 1.5),
 }

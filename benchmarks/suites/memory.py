@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.bench import Bench
-from benchmarks.contenders import CONTINUOUS, ENGINE, GENERATE, Spec
+from benchmarks.contenders import CONTINUOUS, ENGINE, Spec
 from benchmarks.figures import Figures
 from benchmarks.report import Check, Limits
 from benchmarks.suites.mixes import half_switched
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
             worker.close()
         return {"peak_rss_mib": peak_mib, "over_weights_mib": peak_mib - worker.hello["loaded_rss_mib"]}
 
-    specs = (ENGINE["float32"], GENERATE, CONTINUOUS["float32"].having(kv_tokens=rows * (prompt + new_tokens)))
+    specs = (ENGINE["float32"], CONTINUOUS["float32"].having(kv_tokens=rows * (prompt + new_tokens)))
     cell = bench.timed(
         f"{rows} rows x {prompt + new_tokens} tokens, fresh process",
         model.name,

@@ -12,7 +12,7 @@ from benchmarks.suites.mixes import half_switched
 from benchmarks.workload import equal
 
 PROMPT = 32
-SMALL = (GENERATE, CONTINUOUS["float32"], LLAMA_CPP["bf16"], LLAMA_CPP["q8_0"], *ENGINE.values())
+SMALL = (GENERATE, CONTINUOUS["float32"], LLAMA_CPP["q8_0"], *ENGINE.values())
 LARGE = (GENERATE, CONTINUOUS["bfloat16"], *LLAMA_CPP.values(), VLLM, *ENGINE.values())
 NEW_TOKENS = {1: 48, 8: 48, 32: 32, 128: 16}
 OURS = [spec.label for spec in ENGINE.values()]
