@@ -19,8 +19,9 @@ def plot(cell: Cell, folder: Path) -> Path:
     points = [result for result in cell.contenders if result.median]
     figure = Figure(figsize=(6, 2.4), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(LINES)), LINES.items(), strict=True):
-        axes.plot([float(point.label) for point in points], [point.median[name] for point in points], marker="o")
-        axes.set(xlabel=cell.title.removeprefix("growth with "), ylabel=label, ylim=(0, None))
+        values = [point.median[name] for point in points]
+        axes.plot([float(point.label) for point in points], values, marker="o")
+        axes.set(xlabel=cell.title.removeprefix("growth with "), ylabel=label, ylim=(0, 1.1 * max(values)))
         axes.grid(alpha=0.3)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{cell.title.replace(' ', '_')}.png"
