@@ -8,24 +8,20 @@ from rich import box
 from rich.table import Table
 
 from benchmarks.figures import UNITS
-from benchmarks.report import Cell, Check
+from benchmarks.report import Cell, Check, ContenderResult
 
+COLUMNS = {**UNITS, "start_s": "start s", "equal_tokens": "equal tokens"}
 VERDICTS = {True: "yes", False: "NO", None: "not measured"}
 
 
 def cell_table(cell: Cell) -> Table:
     """Medians, one contender a line; who is absent stands there with the reason."""
-    present = [result for result in cell.contenders if result.absent is None]
-    names = [name for name in UNITS if any(name in result.median for result in present)]
-    table = _table(
-        f"{cell.title} [{cell.model}]", ["contender", *[UNITS[name] for name in names], "start s", "equal tokens"]
-    )
+    shown = {result.label: _shown(result) for result in cell.contenders if result.absent is None}
+    columns = [name for name in COLUMNS if any(name in figures for figures in shown.values())]
+    table = _table(f"{cell.title} [{cell.model}]", ["contender", *[COLUMNS[name] for name in columns]])
     for result in cell.contenders:
         if result.absent is None:
-            figures = [result.median.get(name) for name in names]
-            table.add_row(
-                result.label, *[_number(figure) for figure in (*figures, result.start_s, result.equal_tokens)]
-            )
+            table.add_row(result.label, *[_number(shown[result.label].get(name)) for name in columns])
         else:
             table.add_row(result.label, result.absent)
     return table
@@ -48,6 +44,11 @@ def check_table(checks: Sequence[Check]) -> Table:
             check.note,
         )
     return table
+
+
+def _shown(result: ContenderResult) -> dict[str, float]:
+    others = {"start_s": result.start_s, "equal_tokens": result.equal_tokens}
+    return result.median | {name: value for name, value in others.items() if value is not None}
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:
