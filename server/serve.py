@@ -125,7 +125,8 @@ def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, 
     loaded = _load(settings)
     limits = EngineOptions(settings.max_batch, settings.max_waiting, settings.prefill_tokens, settings.max_context)
     engine, codec = build_engine(loaded, limits, name=settings.model_name)
-    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength)
+    budget_bytes = settings.artifact_memory_mib * 2**20
+    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength, budget_bytes)
     if settings.switch is not None:
         catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch"))
     return Services(
