@@ -129,7 +129,8 @@ def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, 
     loaded = _load(settings, device, precision)
     options = _options(settings)
     engine, codec = build_engine(loaded, options, name=settings.model_name, dtype_reason=precision.reason)
-    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength)
+    budget_bytes = settings.artifact_memory_mib * 2**20
+    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength, budget_bytes)
     if settings.switch is not None:
         catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch"))
     return Services(

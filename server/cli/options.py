@@ -25,6 +25,7 @@ PANELS = {
         "max_context",
         "prefill_tokens",
         "max_strength",
+        "artifact_memory_mib",
     ),
     "Keeping and logging": ("data_dir", "log_level", "config"),
 }

@@ -13,47 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from mappers.sites import Site
 from server.interventions import operations
-from server.interventions.active import ActiveIntervention
-from server.interventions.bank import Use, family_of
+from server.interventions.bank import Use
+from server.interventions.draft import ALWAYS, Draft, Kind, Member, PlanRow, Touched, commit
 from server.interventions.groups import Group, Round
-from server.interventions.positions import active_offsets, next_change
+
+__all__ = ["EMPTY_PLAN", "BatchPlan", "PlanRow", "Touched"]
 
 _BATCHED_TOKENS = 8
 """Up to so many tokens a mapper is bound by reading its weights, so that padding in a batched product costs nothing."""
-
-_ALWAYS = 2**63
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class PlanRow:
-    """The part of one request in a forward: row ``index`` computes positions ``start .. start + count``.
-
-    ``first`` is the number of its first token among all tokens of the forward.
-    """
-
-    index: int
-    first: int
-    start: int
-    count: int
-    prompt_len: int
-    interventions: Sequence[ActiveIntervention]
-
-
-class Touched(NamedTuple):
-    """Tokens that one intervention touches in this forward, to be counted once the forward has succeeded."""
-
-    row: int
-    intervention: ActiveIntervention
-    prompt_tokens: int
-    generated_tokens: int
-    sites: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +40,7 @@ class BatchPlan:
 
     rounds: Mapping[Site, tuple[Round, ...]]
     touched: tuple[Touched, ...]
-    repeats: int = _ALWAYS
+    repeats: int = ALWAYS
 
     @property
     def groups(self) -> dict[Site, tuple[Group, ...]]:
@@ -84,61 +58,21 @@ class BatchPlan:
 
     def commit(self, failed: Container[int]) -> None:
         """Counts the touched tokens of rows that did not fail; call after the forward."""
-        for row, intervention, prompt_tokens, generated_tokens, sites in self.touched:
-            if row not in failed:
-                intervention.touched(prompt_tokens, generated_tokens, sites)
+        commit(self.touched, failed)
 
     @classmethod
     def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device, *, lowest: int = 0) -> BatchPlan:
         """Compiles what ``rows`` ask for at layer ``lowest`` and above, for a forward of ``tokens`` tokens in all."""
-        drafts: dict[tuple[Site, int], dict[Hashable, list[_Member]]] = {}
-        touched: list[Touched] = []
-        repeats = _ALWAYS
-        for row in rows:
-            turns: dict[Site, int] = {}
-            for active in row.interventions:
-                resolved = active.resolved
-                # A strength of 0 means "leave it alone", exactly: not even a rounding of the same value.
-                if resolved.strength == 0.0:
-                    continue
-                repeats = min(repeats, _repeats(row, active))
-                offsets = active_offsets(resolved.apply, row.start, row.count, row.prompt_len)
-                sites = [site for site in resolved.sites if site.layer >= lowest]
-                if not offsets or not sites:
-                    continue
-                in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
-                touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt, len(sites)))
-                member = _Member(row.index, active, [row.first + offset for offset in offsets])
-                for site in sites:
-                    turn = turns[site] = turns.get(site, -1) + 1
-                    effect = resolved.effects[site]
-                    kind = (resolved.operation, effect.shape if isinstance(effect, Tensor) else family_of(effect))
-                    drafts.setdefault((site, turn), {}).setdefault(kind, []).append(member)
+        draft = Draft.collect(rows, lowest)
         compiler = _Compiler(tokens, torch.device(device))
         rounds: dict[Site, tuple[Round, ...]] = {}
-        for (site, turn), kinds in sorted(drafts.items()):
+        for (site, turn), kinds in sorted(draft.steps.items()):
             rounds[site] = (*rounds.get(site, ()), compiler.round(site, turn, kinds))
-        return cls(rounds, tuple(touched), repeats)
+        return cls(rounds, draft.touched, draft.repeats)
 
 
 EMPTY_PLAN = BatchPlan({}, ())
 """The plan of a forward in which nobody asked for anything."""
-
-
-class _Member(NamedTuple):
-    """One intervention of one row with the tokens it touches, the same at each of its sites."""
-
-    row: int
-    active: ActiveIntervention
-    tokens: list[int]
-
-
-def _repeats(row: PlanRow, active: ActiveIntervention) -> int:
-    generated = row.start - row.prompt_len
-    if row.count != 1 or generated < 0:
-        return 0
-    change = next_change(active.resolved.apply.generation, generated)
-    return _ALWAYS if change is None else change - generated - 1
 
 
 class _Compiler:
@@ -149,12 +83,12 @@ class _Compiler:
         self._device = device
         self._made: dict[Hashable, Tensor | None] = {}
 
-    def round(self, site: Site, turn: int, kinds: Mapping[Hashable, list[_Member]]) -> Round:
+    def round(self, site: Site, turn: int, kinds: Mapping[Kind, list[Member]]) -> Round:
         """All groups of one round, each kind of operation with its members."""
         groups: list[Group] = []
-        order: list[_Member] = []
+        order: list[Member] = []
 
-        def append(members: list[_Member], **how: Any) -> None:
+        def append(members: list[Member], **how: Any) -> None:
             start = groups[-1].span.stop if groups else 0
             span = slice(start, start + sum(len(member.tokens) for member in members))
             rows = tuple(member.row for member in members)
@@ -178,14 +112,14 @@ class _Compiler:
                 append([member for users in share for member in users], uses=uses, place=(site, turn, kind))
         return Round(self._numbers(order), self._meters(order), tuple(groups))
 
-    def _settings(self, name: str, members: list[_Member]) -> Tensor:
+    def _settings(self, name: str, members: list[Member]) -> Tensor:
         key = (name, *map(id, members))
         if (made_K := self._made.get(key)) is None:
             values = [getattr(m.active.resolved, name) for m in members for _ in m.tokens]
             made_K = self._made[key] = torch.tensor(values, dtype=torch.float32, device=self._device)
         return made_K
 
-    def _meters(self, members: list[_Member]) -> Tensor:
+    def _meters(self, members: list[Member]) -> Tensor:
         key = ("meter", *map(id, members))
         if (made_K := self._made.get(key)) is None:
             made_K = self._made[key] = torch.tensor(
@@ -193,14 +127,14 @@ class _Compiler:
             )
         return made_K
 
-    def _numbers(self, members: list[_Member]) -> Tensor | None:
+    def _numbers(self, members: list[Member]) -> Tensor | None:
         key = ("tokens", *map(id, members))
         if key not in self._made:
             numbers = [token for member in members for token in member.tokens]
             self._made[key] = None if numbers == self._every else torch.tensor(numbers, device=self._device)
         return self._made[key]
 
-    def _directions(self, site: Site, members: list[_Member]) -> Tensor:
+    def _directions(self, site: Site, members: list[Member]) -> Tensor:
         effects = [cast(Tensor, member.active.resolved.effects[site]) for member in members]
         operation = members[0].active.resolved.operation
         key = (operation, *map(id, members), *map(id, effects))
@@ -215,9 +149,9 @@ class _Compiler:
         return made_KD
 
 
-def _products(site: Site, members: list[_Member]) -> Iterable[list[list[_Member]]]:
+def _products(site: Site, members: list[Member]) -> Iterable[list[list[Member]]]:
     """Members by mapper, and the mappers that share a product: those of few tokens together, each other alone."""
-    users: dict[int, list[_Member]] = {}
+    users: dict[int, list[Member]] = {}
     for member in members:
         users.setdefault(id(member.active.resolved.effects[site]), []).append(member)
     few = [used for used in users.values() if sum(len(m.tokens) for m in used) <= _BATCHED_TOKENS]
@@ -226,7 +160,7 @@ def _products(site: Site, members: list[_Member]) -> Iterable[list[list[_Member]
     yield from ([used] for used in users.values() if sum(len(m.tokens) for m in used) > _BATCHED_TOKENS)
 
 
-def _use(site: Site, members: list[_Member]) -> Use:
+def _use(site: Site, members: list[Member]) -> Use:
     mapper = members[0].active.resolved.effects[site]
     assert not isinstance(mapper, Tensor)
     return Use(mapper, tuple(member.row for member in members), sum(len(member.tokens) for member in members))
