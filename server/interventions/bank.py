@@ -51,9 +51,13 @@ class _Arrangement:
 
 
 class MapperStack:
-    """Weights of mappers of one family, each in a slot of its own; transposed, as batched products like them best."""
+    """Weights of mappers of one family, each in a slot of its own; transposed, as batched products like them best.
 
-    def __init__(self) -> None:
+    With ``capacity`` the slots are made once and never move in memory; else there are as many as are needed.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
         self._held: list[weakref.ref[Mapper] | None] = []
         self._weights: list[Tensor] = []
         self._residual = False
@@ -61,11 +65,11 @@ class MapperStack:
         """Grows whenever a slot gets another mapper."""
 
     def place(self, mappers: Sequence[Mapper]) -> list[int]:
-        """Slots of ``mappers`` (distinct), below twice their number; only those that had none are copied.
+        """Slots of ``mappers`` (distinct) below twice their number, and below ``capacity``; only new ones are copied.
 
         A mapper that is not asked for may lose its slot.
         """
-        reach = 2 * len(mappers)
+        reach = 2 * len(mappers) if self._capacity is None else self._capacity
         found = {id(held()): slot for slot, held in enumerate(self._held[:reach]) if held is not None and held()}
         slots = {id(mapper): found[id(mapper)] for mapper in mappers if id(mapper) in found}
         missing = [mapper for mapper in mappers if id(mapper) not in slots]
@@ -95,7 +99,7 @@ class MapperStack:
         if slots <= len(self._held):
             return
         self._residual = like.config.residual
-        slots = 1 << (slots - 1).bit_length()
+        slots = self._capacity or 1 << (slots - 1).bit_length()
         grown = [weight.new_zeros(slots, *weight.shape) for weight in _parameters(like)]
         for new, old in zip(grown, self._weights, strict=False):
             new[: len(old)] = old
