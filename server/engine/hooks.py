@@ -6,6 +6,8 @@ over as ``h_BTD``; B times T is N, however the engine packs its rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -19,6 +21,7 @@ from server.interventions.bank import MapperBank
 from server.interventions.groups import Group, Round
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan
+from server.interventions.static import StaticPlan
 
 _log = structlog.get_logger(__name__)
 

@@ -107,8 +107,12 @@ class Pool:
         self._fixed_slots = fixed_slots
         self.columns = [shape.columns(capacity) for shape, _ in kinds]
         sizes = [(shape, layers, shape.columns(capacity)) for shape, layers in kinds]
-        self.keys = [torch.zeros(n, fixed_slots, s.heads, c, s.key_size, dtype=s.dtype, device=device) for s, n, c in sizes]
-        self.values = [torch.zeros(n, fixed_slots, s.heads, c, s.value_size, dtype=s.dtype, device=device) for s, n, c in sizes]
+        self.keys = [
+            torch.zeros(n, fixed_slots, s.heads, c, s.key_size, dtype=s.dtype, device=device) for s, n, c in sizes
+        ]
+        self.values = [
+            torch.zeros(n, fixed_slots, s.heads, c, s.value_size, dtype=s.dtype, device=device) for s, n, c in sizes
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -167,9 +171,7 @@ class KvCache:
     With ``fixed_slots`` there is one pool of so many slots of ``context`` columns, which never moves.
     """
 
-    def __init__(
-        self, shapes: Sequence[LayerShape], context: int, device: torch.device, fixed_slots: int = 0
-    ) -> None:
+    def __init__(self, shapes: Sequence[LayerShape], context: int, device: torch.device, fixed_slots: int = 0) -> None:
         self.kinds = [(shape, shapes.count(shape)) for shape in dict.fromkeys(shapes)]
         self._context = context
         self.device = device

@@ -60,9 +60,7 @@ class StaticDecode:
 
         None where this step cannot be a static one: a mapper of an unknown class, meters that were enlarged.
         """
-        planned = [
-            PlanRow(i, i, row.computed, 1, row.prompt_len, row.interventions) for i, row in enumerate(rows)
-        ]
+        planned = [PlanRow(i, i, row.computed, 1, row.prompt_len, row.interventions) for i, row in enumerate(rows)]
         most = max(row.computed for row in rows) + 1
         bucket = min(_BUCKETS[bisect_left(_BUCKETS, len(rows))], self._max_rows)
         columns = max(_FEWEST_COLUMNS, 1 << (most - 1).bit_length())
@@ -105,9 +103,7 @@ class _Step:
         kinds = [(shape, min(columns, held)) for (shape, _), held in zip(cache.kinds, pool.columns, strict=True)]
         self._lines_XR = torch.zeros(2 + 2 * len(kinds), rows, dtype=torch.long, device=self._device)
         self._masks = [torch.zeros(rows, 1, t, dtype=shape.dtype, device=self._device) for shape, t in kinds]
-        reach = [
-            Reach(self._lines_XR[2 + 2 * i], attended, self._masks[i]) for i, (_, attended) in enumerate(kinds)
-        ]
+        reach = [Reach(self._lines_XR[2 + 2 * i], attended, self._masks[i]) for i, (_, attended) in enumerate(kinds)]
         group = DecodeGroup(slice(0, rows), pool, cache.place_of_layer, torch.arange(rows, device=self._device), reach)
         self._layout = StepLayout((), (), 0, (group,), ())
         self._logits_RV: Tensor | None = None
@@ -126,7 +122,7 @@ class _Step:
         """On a GPU records the program, to be replayed from now on."""
         if self._device.type != "cuda":
             return
-        stream = torch.cuda.Stream(self._device)
+        stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(stream):
             for _ in range(_WARM_UPS):
