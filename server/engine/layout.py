@@ -108,7 +108,7 @@ class StepLayout:
                 assert isinstance(row.kv, Slot)
                 row.kv = cache.widen(row.kv, row.computed)
             else:
-                row.kv = row.kv or cache.begin(row.prompt_len)
+                row.kv = row.kv or cache.begin(len(row.tokens))
                 reading.append((row, count))
         pools = cache.pools if decoding else []
         rows = [slot.row for pool in pools for slot in pool.slots]
