@@ -263,14 +263,24 @@ def test_clients_that_hang_up_leave_nothing_behind(url, services, stream):
     eventually(lambda: not services.engine.generations())
 
 
-def test_a_client_that_hangs_up_while_texts_are_compared(url, services):
-    content = json.dumps(body(prompt="Hello " * 8, settings=[{}] * 8, max_tokens=LONG)).encode()
-    head = f"POST /v1/compare HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}"
-    for state in ("decode", "score"):
-        with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as connection:
-            connection.sendall(head.encode() + b"\r\n\r\n" + content)
-            eventually(lambda: state in {info.state for info in services.engine.generations()})  # noqa: B023
-        eventually(lambda: not services.engine.generations())
+@pytest.mark.parametrize("state", ["decode", "score"])
+def test_a_client_that_hangs_up_while_texts_are_compared(url, services, monkeypatch, state):
+    content = json.dumps(body(prompt="Hello " * 8, settings=[{}] * 4, max_tokens=LONG)).encode()
+    head = ["POST /v1/compare HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    reached = threading.Event()
+    forward = services.engine._runner.forward
+
+    def slowed(batch):
+        if any(row.state == state for row in batch.rows):
+            reached.set()
+            time.sleep(0.02)
+        return forward(batch)
+
+    monkeypatch.setattr(services.engine._runner, "forward", slowed)
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
+        assert reached.wait(20)
+    eventually(lambda: not services.engine.generations())
 
 
 def test_more_clients_than_places_all_get_an_answer(web, services):
