@@ -175,12 +175,9 @@ class Scheduler:
         rows = [row for row in behind if row.skipped == behind[0].skipped]
         text = rows[0].prompt_len - 1
         room = self._prefill_tokens if start < text else min(self._prefill_tokens, _SCORED_TOKENS)
-        stops = {
-            text,
-            len(rows[0].tokens),
-            *(stop for row in self._compared for stop in (row.computed, row.known_until)),
-        }
-        count = min(max(room // len(rows), 1), min(stop for stop in stops if stop > start) - start)
+        others = (stop for row in self._compared for stop in (row.computed, row.known_until))
+        stop = min(stop for stop in (text, len(rows[0].tokens), *others) if stop > start)
+        count = min(max(room // len(rows), 1), stop - start)
         return Batch(tuple(rows), (count,) * len(rows), rows[0].skipped)
 
     def _share(self, reading: list[Row]) -> list[tuple[Row, int]]:

@@ -1,5 +1,6 @@
 """Rows that read one text side by side: what they find, whom they disturb, and that they end together."""
 
+import math
 import random
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
+from server.engine import runner
 from server.engine.request import GenerationRequest, InterventionUpdate
 from server.engine.row import Row
 from server.engine.scheduler import Scheduler
@@ -146,6 +148,34 @@ def test_rows_that_write_go_on_while_a_text_is_read(llama, make_harness):
     assert harness.outcomes[group[0]].end is None
 
 
+def test_nobody_waits_for_the_prompt_of_a_comparison(llama, make_harness):
+    harness = make_harness(llama, prefill_tokens=16, prefix_bytes=BUDGET)
+    group = harness.compare(PROMPT, [3] * 150, USED)
+    harness.step()
+    row = harness.submit(PROMPT, greedy(4))
+    while harness.outcomes[row].end is None:
+        assert harness.step()
+    assert harness.outcomes[group[0]].end is None
+    harness.run()
+    assert_all_free(harness)
+
+
+def test_all_may_resume_above_a_site(llama, make_harness):
+    """Each shares the lowest layers of what was read before, and none all of them."""
+    used = [(vector("add", (1,), strength, seed=5, apply=WINDOW),) for strength in (1.0, 2.0, 3.0)]
+    plain = make_harness(llama)
+    wanted = [plain.outcomes[id_] for id_ in plain.compare(PROMPT, [3, 1, 4] * 20, used)]
+    plain.run()
+    harness = make_harness(llama, prefill_tokens=30, prefix_bytes=BUDGET)
+    harness.alone(PROMPT, greedy(2), (vector("add", (1,), 4.0, seed=6),))
+    ids = harness.compare(PROMPT, [3, 1, 4] * 20, used)
+    outcomes = harness.run()
+    assert harness.engine._runner.reuse.counts.resumed == 3 * 48
+    for id_, one in zip(ids, wanted, strict=True):
+        assert outcomes[id_].divergences == pytest.approx(one.divergences, rel=2e-3, abs=2e-5)
+        assert [r.prompt_tokens for r in outcomes[id_].end.receipts] == [r.prompt_tokens for r in one.end.receipts]
+
+
 def test_a_batch_never_keeps_more_logits_than_its_share(llama, make_harness, monkeypatch):
     harness = make_harness(llama, prefill_tokens=4096)
     sizes = []
@@ -197,10 +227,21 @@ def test_a_setting_that_is_not_finite_fails_all(harness):
     assert_all_free(harness)
 
 
-def test_an_overflow_that_a_norm_hides_fails_all(harness):
-    ids = harness.compare(PROMPT, [3] * 20, [(), (vector("add", (1,), 1.0, size=3e38, apply=ANSWER),)])
+@pytest.mark.parametrize("size", [1e20, 1e30])
+def test_an_overflow_that_a_norm_hides_fails_all(harness, size):
+    """What it says is finite all the same: only the meters know."""
+    ids = harness.compare(PROMPT, [3] * 20, [(), (vector("add", (1,), size=size, apply=ANSWER),)])
     ends = [harness.run()[id_].end for id_ in ids]
     assert {end.code for end in ends} == {"non_finite"}
+
+
+@pytest.mark.parametrize("spoilt", [math.nan, math.inf])
+def test_a_divergence_that_is_not_finite_fails_all(harness, monkeypatch, spoilt):
+    """As where the model itself overflows, without any intervention."""
+    monkeypatch.setattr(runner, "divergences", lambda logits: [[0.0, spoilt, 0.0] for _ in logits[1:]])
+    ids = harness.compare(PROMPT, [3] * 3, [(), ()])
+    assert {harness.run()[id_].end.code for id_ in ids} == {"non_finite"}
+    assert_all_free(harness)
 
 
 def test_an_intervention_that_raises_fails_all(harness):
@@ -361,6 +402,9 @@ class Comparisons(RuleBasedStateMachine):
         assert all(row.skipped == batch.skipped for row in batch.rows)
         scored = [row for row in batch.rows if row.state == "score"]
         assert scored in ([], list(batch.rows))
+        assert not batch.skipped or all(
+            row.computed + count <= row.known_until for row, count in zip(batch.rows, batch.counts, strict=True)
+        )
         for row, count in zip(batch.rows, batch.counts, strict=True):
             stop = row.computed + count
             assert count > 0
