@@ -7,7 +7,18 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 
 from server.api import errors
-from server.api.admin import artifacts, capabilities, generations, health, jobs
+from server.api.admin import (
+    artifacts,
+    audit,
+    capabilities,
+    generations,
+    health,
+    jobs,
+    keys,
+    policy,
+    profiles,
+    receipts,
+)
 from server.api.auth import authenticate
 from server.api.middleware import RequestId, SameOrigin
 from server.api.openai import chat, completions, models, tokenization
@@ -45,7 +56,8 @@ def create_app(services: Services) -> FastAPI:
 
 def _guarded() -> APIRouter:
     guarded = APIRouter(dependencies=[Security(authenticate)])
-    for module in (chat, completions, models, tokenization, generations, capabilities, artifacts, jobs):
+    inference = (chat, completions, models, tokenization, generations, receipts, capabilities)
+    for module in (*inference, artifacts, jobs, profiles, policy, keys, audit):
         guarded.include_router(module.router)
     guarded.include_router(health.metrics_router)
     return guarded

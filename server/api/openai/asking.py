@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from server.api.interventions import Wishes, check_visible, resolve
+from server.api.interventions import Resolver
 from server.api.openai.generation import Generation, row_id
+from server.api.openai.sealing import Seal
 from server.api.rows import Rows
 from server.api.schemas.answers import Answer
 from server.api.schemas.sampling import SamplingFields
 from server.api.services import Services
+from server.api.wishes import Wishes
 from server.engine.request import GenerationRequest
 from server.errors import ContextLengthExceeded, NotFound
 from server.policy.keys import Principal
-from server.types import InterventionSpec
+from server.policy.profiles import Profile
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
-    from server.interventions.catalog import ResolvedIntervention
 
 _CHARACTERS_PER_TOKEN = 256
 """More than any token of the tokenizers in use stands for on average."""
@@ -29,10 +30,12 @@ _CHARACTERS_PER_TOKEN = 256
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request, read and permitted, but not yet tokenised. ``max_tokens`` None is all that fit."""
+    """One request, read and permitted, but not yet tokenised. ``max_tokens`` None is all that fit.
+
+    ``echo`` tells that the prompt is sent back as the beginning of the text.
+    """
 
     id: str
-    principal: Principal
     fields: SamplingFields
     wishes: Wishes
     encode: Callable[[], list[EncodedPrompt]]
@@ -40,12 +43,14 @@ class Ask:
     logprobs: int | None
     prompt_logprobs: int | None = None
     prompt_param: str = "prompt"
+    echo: bool = False
 
 
 async def prepare(services: Services, ask: Ask) -> Generation:
     """Tokenises, finds positions and loads artifacts, off the event loop; nothing runs yet.
 
-    Raises InvalidRequest, ContextLengthExceeded or NotFound; Overloaded, before any work, where all places are taken.
+    Raises InvalidRequest, ContextLengthExceeded, NotFound or NotPermitted; Overloaded, before any work, where all
+    places are taken; Unavailable where the default cannot be loaded, or a weakening of it not be written down.
     """
     services.engine.check_places()
     prompts, requests = await to_thread.run_sync(_requests, services, ask)
@@ -53,22 +58,33 @@ async def prepare(services: Services, ask: Ask) -> Generation:
     head: Answer = {
         "id": ask.id,
         "created": int(services.wall_clock()),
-        "model": info.name,
+        "model": ask.fields.model,
         "system_fingerprint": f"fp_{info.config_digest[:10]}",
     }
     rows = Rows(services.engine, requests, services.metrics, services.stopwatch)
-    return Generation(head, services.policy.name, tuple(prompts), ask.fields.choices, rows)
+    wishes = ask.wishes
+    choices = [prompt for prompt in prompts for _ in range(ask.fields.choices)]
+    seal = None
+    if ask.fields.sign_receipt:
+        known = {"id": ask.id, "created": head["created"], "model": info.name, "config_digest": info.config_digest}
+        seal = Seal(services.signer, known, [prompt.text if ask.echo else "" for prompt in choices])
+    return Generation(head, wishes.policy.name, wishes.profile, tuple(prompts), ask.fields.choices, rows, seal)
 
 
-def check_model(services: Services, name: str) -> None:
-    """Raises NotFound unless ``name`` is the served model's."""
+def check_model(services: Services, name: str, principal: Principal) -> Profile | None:
+    """The profile that the model id ``<model>:<profile>`` names, None for the model itself; raises NotFound."""
     served = services.engine.info.name
-    if name != served:
+    if name == served:
+        return None
+    profile = services.profiles.find(name.removeprefix(f"{served}:")) if name.startswith(f"{served}:") else None
+    if profile is None or not profile.may_be_used_by(principal):
         raise NotFound(
-            f"the model {name!r} is not served here; the served model is {served!r}",
+            f"the model {name!r} is not served here; the served model is {served!r}, or '{served}:PROFILE' with one of "
+            "GET /v1/profiles",
             param="model",
             code="model_not_found",
         )
+    return profile
 
 
 def check_size(characters: int, tokens: int, context: int, param: str = "prompt") -> None:
@@ -78,15 +94,13 @@ def check_size(characters: int, tokens: int, context: int, param: str = "prompt"
 
 
 def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[GenerationRequest]]:
-    check_visible(ask.wishes, ask.principal, services.artifacts, services.policy)
+    resolver = Resolver(services, ask.wishes)
+    resolver.check()
     prompts = ask.encode()
-    resolved: dict[InterventionSpec, ResolvedIntervention] = {}
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         max_tokens = _max_tokens(ask, prompt, services.engine.limits.context)
-        specs = ask.wishes.switch_spec(prompt) + ask.wishes.steering_specs(prompt)
-        fresh = [spec for spec in dict.fromkeys(specs) if spec not in resolved]
-        resolved.update(zip(fresh, resolve(fresh, services.catalog), strict=True))
+        interventions = resolver.resolve(ask.wishes.all, prompt)
         for choice in range(ask.fields.choices):
             index = len(requests)
             requests.append(
@@ -100,10 +114,11 @@ def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[G
                         logprobs=ask.logprobs,
                         prompt_logprobs=ask.prompt_logprobs,
                     ),
-                    interventions=tuple(resolved[spec] for spec in specs),
-                    owner=ask.principal.owner,
+                    interventions=interventions,
+                    owner=ask.wishes.principal.owner,
                 )
             )
+    resolver.record_weakening(ask.id)
     return prompts, requests
 
 
