@@ -81,9 +81,8 @@ def engine() -> FakeEngine:
 def make_services(engine: FakeEngine, artifacts: ArtifactStore, database: Database, audit: AuditLog) -> MakeServices:
     """``make_services(policy=Policy(...), keys=KeyRing(...))``: services over the fakes, any part replaced."""
 
-    def make(
-        policy: Policy = NO_POLICY, keys: KeyRing = OPEN, clock: Callable[[], float] = now, **parts: Any
-    ) -> Services:
+    def make(policy: Policy = NO_POLICY, keys: KeyRing = OPEN, **parts: Any) -> Services:
+        clock = parts.get("wall_clock", now)
         ids = count(1)
         stores = {
             "policies": PolicyStore(database, audit, policy, model="fake", clock=clock),
