@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -43,7 +44,7 @@ class ReceiptSigner:
         """Why this is no signature of this server's key, None where it is one."""
         if signature.key_id != self.key_id:
             return f"it was signed with the key {signature.key_id}, this server has {self.key_id}"
-        if not hmac.compare_digest(self._value(signature.payload), signature.value):
+        if not hmac.compare_digest(self._value(signature.payload).encode(), signature.value.encode()):
             return "payload and signature do not belong together"
         return None
 
@@ -59,10 +60,10 @@ def kept_key(file: Path) -> bytes:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     except FileExistsError:
-        key = bytes.fromhex(file.read_text("ascii"))
-        if len(key) != _KEY_BYTES:
+        content = file.read_text("ascii", errors="replace")
+        if re.fullmatch(f"[0-9a-f]{{{2 * _KEY_BYTES}}}", content) is None:
             raise ValueError(f"{file.name} must hold {_KEY_BYTES} bytes in hex") from None
-        return key
+        return bytes.fromhex(content)
     key = os.urandom(_KEY_BYTES)
     with os.fdopen(descriptor, "w", encoding="ascii") as sink:
         sink.write(key.hex())
