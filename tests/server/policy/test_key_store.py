@@ -86,7 +86,7 @@ def test_a_key_cannot_be_born_expired(store, clock, age):
         (
             replace(USER, scopes=frozenset({"infer", "unswitch"})),
             Principal("a", frozenset({"admin", "infer"})),
-            "scope_",
+            "scope_not_held",
         ),
         (USER, Principal("a", frozenset({"admin"})), "scope_not_held"),
         (USER, replace(OPERATOR, limits=Limits(max_strength=1)), "limited_key"),
@@ -138,7 +138,7 @@ def test_there_is_an_end_to_keys(store, monkeypatch):
 
 
 def test_the_last_use_is_noted_once_a_minute(store, clock):
-    key, secret = store.create(USER, OPERATOR, ADMIN)
+    _, secret = store.create(USER, OPERATOR, ADMIN)
     principal = store.authenticate(secret)
     assert not store.is_due(OPERATOR)
     assert store.is_due(principal)
