@@ -16,7 +16,7 @@ SECRET_PROMPT = "zebra |prod|"
 
 @pytest.fixture
 def client(connect):
-    keys = ring(root=EVERY, chief={"infer", "unswitch"}, user={"infer"})
+    keys = ring(root=EVERY, chief={"infer", "unswitch", "admin"}, user={"infer"})
     return connect(keys=keys, policy=Policy(default_switch="safe"))
 
 
@@ -111,7 +111,8 @@ def test_a_change_of_a_running_generation_is_written_down_first(client, database
     assert (response.status_code, len(engine.updates)) == (503, before)
 
 
-def test_administration_is_written_down(client):
+def test_administration_is_written_down(connect):
+    client = connect(keys=ring(root=EVERY))
     root = bearer("root")
     key = client.post("/v1/keys", json={"name": "k", "scopes": ["infer"]}, headers=root).json()
     client.put("/v1/profiles/plain", json={}, headers=root)
