@@ -17,6 +17,11 @@ from server.cli.root import command_app
 app = command_app(no_args_is_help=True, help="Verify what was done to an answer.")
 
 
+@app.callback()
+def receipts() -> None:
+    """Verify what was done to an answer."""  # a group of one command, so that others can join it
+
+
 @app.command()
 def verify(
     file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="An answer, whole or as it was streamed.")],
@@ -51,7 +56,7 @@ def _read(file: Path) -> tuple[dict[int, str], dict[str, Any]]:
         for part in _parts(file.read_text(encoding="utf-8")):
             for choice in part.get("choices", ()):
                 texts[choice["index"]] = texts.get(choice["index"], "") + _text(choice)
-            interlock = part.get("interlock", interlock)
+            interlock = dict(part.get("interlock", interlock))
     except (ValueError, KeyError, TypeError, AttributeError):
         raise CommandFailed(f"{file} is no answer of a chat or a completion") from None
     return texts, interlock
