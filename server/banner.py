@@ -23,7 +23,7 @@ def print_banner(console: Console, settings: Settings, model: ModelInfo, limits:
 def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str) -> dict[str, str]:
     return {
         "model": f"{model.name} ({model.architecture}, {model.layers} layers of width {model.width})",
-        "runs on": f"{model.device}, {model.dtype}",
+        "runs on": f"{model.device}, {model.dtype}" + (f" ({model.dtype_reason})" if model.dtype_reason else ""),
         "places": f"{limits.max_batch} running, {limits.max_waiting} waiting, {limits.context} tokens each",
         "memory": ", ".join(
             (

@@ -33,6 +33,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=96)]
 Location = Annotated[str, Field(min_length=1, max_length=4096)]
+DtypeSetting = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
 
 class ConfigurationError(InterlockError):
@@ -82,8 +83,8 @@ class Settings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 30.0
     """Seconds that running requests get to finish after SIGTERM."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the weights. auto: the model's own on a GPU, float32 on a CPU."""
+    dtype: DtypeSetting = "auto"
+    """Number format of the weights. auto: the model's own on a GPU; on a CPU bfloat16 if it is native, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs. auto: the GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None

@@ -118,8 +118,9 @@ class TokensGenerated:
 class Receipt:
     """What one intervention really did to one request.
 
-    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``. Token counts are positions
-    touched at the first of ``sites``. ``gate_hits`` is None for an intervention without a gate.
+    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``, as far as they were
+    computed for this request. Token counts are positions touched at the first of ``sites``, reused ones included.
+    ``gate_hits`` is None for an intervention without a gate.
     """
 
     kind: str
@@ -203,7 +204,10 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys."""
+    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys.
+
+    ``dtype`` is that of the weights: a torch dtype, int8 or int4. ``dtype_reason`` is empty where the operator chose.
+    """
 
     name: str
     architecture: str
@@ -214,3 +218,4 @@ class ModelInfo:
     dtype: str
     device: str
     config_digest: str
+    dtype_reason: str = ""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from server.engine.row import Row
 
 _SMALLEST_CLASS = 64
-_SPARE_SLOTS = 4
+_SPARE_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,12 @@ class Pool:
 
     def add(self, row: Row) -> Slot:
         """Takes the next slot, empty."""
-        if len(self.slots) == self.keys[0].shape[1]:
-            self._resize(len(self.slots) + max(_SPARE_SLOTS, len(self.slots) // 4))
+        if len(self.slots) == self._room:
+            try:
+                self._resize(len(self.slots) + 1 + max(_SPARE_SLOTS, len(self.slots) // 8))
+            except torch.OutOfMemoryError:
+                self._shrink()
+                raise
         slot = Slot(row, self, len(self.slots))
         self.slots.append(slot)
         return slot
@@ -130,21 +134,26 @@ class Pool:
         if last is not slot:
             last.index = slot.index
             self.slots[slot.index] = last
-        if self.keys[0].shape[1] > 2 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
+        self._shrink()
+
+    @property
+    def _room(self) -> int:
+        """Slots that every tensor has: memory may have run out while they were resized one after another."""
+        return min(held.shape[1] for held in (*self.keys, *self.values))
+
+    def _shrink(self) -> None:
+        if self._room > 1.5 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
             # A row must be able to leave where memory has run out; the next one to leave tries again.
             with suppress(torch.OutOfMemoryError):
                 self._resize(len(self.slots))
 
     def _resize(self, slots: int) -> None:
-        # All or nothing: should memory run out on the way, every tensor still has the old number of slots.
-        self.keys, self.values = [[_resized(t, slots) for t in held] for held in (self.keys, self.values)]
-
-
-def _resized(held_LSHCX: Tensor, slots: int) -> Tensor:
-    new_LSHCX = held_LSHCX.new_zeros(held_LSHCX.shape[0], slots, *held_LSHCX.shape[2:])
-    kept = min(slots, held_LSHCX.shape[1])
-    new_LSHCX[:, :kept] = held_LSHCX[:, :kept]
-    return new_LSHCX
+        for tensors in (self.keys, self.values):
+            for kind, old_LSHCX in enumerate(tensors):
+                new_LSHCX = old_LSHCX.new_zeros(old_LSHCX.shape[0], slots, *old_LSHCX.shape[2:])
+                kept = min(slots, old_LSHCX.shape[1], len(self.slots))
+                new_LSHCX[:, :kept] = old_LSHCX[:, :kept]
+                tensors[kind] = new_LSHCX
 
 
 class KvCache:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from torch import nn
 
 from mappers.loading import LoadedModel, eos_token_ids
@@ -13,6 +12,7 @@ from server.engine.attention import observe_layers
 from server.engine.engine import Engine
 from server.engine.kv import row_bytes
 from server.engine.memory import free_memory, plan_memory
+from server.engine.precision import served_dtype
 from server.engine.runner import Runner
 from server.engine.selfcheck import check_exact
 from server.engine.text import TextCodec
@@ -37,8 +37,11 @@ class EngineOptions:
     prefix_bytes: int | None = 0
 
 
-def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | None = None) -> tuple[Engine, TextCodec]:
+def build_engine(
+    loaded: LoadedModel, options: EngineOptions, *, name: str | None = None, dtype_reason: str = ""
+) -> tuple[Engine, TextCodec]:
     """An engine (not started) and the codec of its texts. ``name`` is the served name, by default the model's own.
+    ``dtype_reason`` says why the model is served in its dtype, where nobody asked for it.
 
     Raises UnsupportedArchitecture where a self-check shows that rows of a batch would not get what the model alone
     gives them.
@@ -63,9 +66,10 @@ def build_engine(loaded: LoadedModel, options: EngineOptions, *, name: str | Non
         width=loaded.stack.width,
         vocab_size=vocab,
         context=context,
-        dtype=str(parameter.dtype).removeprefix("torch."),
+        dtype=served_dtype(loaded.model),
         device=str(parameter.device),
         config_digest=loaded.config_digest,
+        dtype_reason=dtype_reason,
     )
     limits = EngineLimits(options.max_batch, options.max_waiting, context, options.prefill_tokens, memory)
     return Engine(runner, codec, info, limits, eos_token_ids(loaded.model)), codec
@@ -98,10 +102,3 @@ def model_context(config: Any) -> int:
         if parameters.get("rope_type") in ("dynamic", "longrope"):
             context = min(context, int(parameters.get("original_max_position_embeddings") or context))
     return context
-
-
-def pick_dtype(wanted: str, device: str) -> torch.dtype | Literal["auto"]:
-    """The dtype named by ``wanted``; ``auto`` becomes float32 on a CPU and stays the checkpoint's own on a GPU."""
-    if wanted != "auto":
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[wanted]
-    return torch.float32 if device == "cpu" else "auto"

@@ -9,8 +9,9 @@ import torch
 
 from server.types import MemoryPlan
 
-_KV_SHARE = {"cpu": 0.5, "cuda": 0.85}
-"""Of the memory that is free once the weights are there; the rest is for activations, artifacts and other processes."""
+_KV_SHARE = {"cpu": 0.4, "cuda": 0.6}
+"""Of the memory that is free once the weights are there. Pools take up to half more than was promised while they grow;
+the rest is for activations, artifacts and other processes."""
 
 _PREFIX_SHARE = 0.1
 _PREFIX_MOST = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}

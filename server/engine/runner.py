@@ -25,7 +25,7 @@ from server.engine.row import Row
 from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch
 from server.interventions.meter import MeterBank
-from server.interventions.plan import EMPTY_PLAN, BatchPlan, PlanRow
+from server.interventions.plan import EMPTY_PLAN, BatchPlan, MapperBank, PlanRow
 from server.interventions.positions import active_offsets
 
 
@@ -59,6 +59,7 @@ class Runner:
         self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
         self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
+        self._bank = MapperBank()
         self._plan_key: tuple[object, ...] = ()
         self._plan = EMPTY_PLAN
 
@@ -121,7 +122,7 @@ class Runner:
         ]
         self._plan_key, self._plan = (
             key,
-            BatchPlan.build(rows, sum(layout.counts), self.device, lowest=max(layout.skipped - 1, 0)),
+            BatchPlan.build(rows, sum(layout.counts), self.device, bank=self._bank, lowest=max(layout.skipped - 1, 0)),
         )
         return self._plan
 

@@ -18,6 +18,7 @@ class ActiveIntervention:
     meter: int
     prompt_tokens: int = 0
     generated_tokens: int = 0
+    changes: int = 0
 
     @classmethod
     def begin(cls, resolved: ResolvedIntervention, meters: MeterBank) -> ActiveIntervention:
@@ -29,6 +30,12 @@ class ActiveIntervention:
         mine = self.resolved
         return (mine.operation, mine.digest, mine.sites) == (resolved.operation, resolved.digest, resolved.sites)
 
+    def touched(self, prompt: int, generated: int, sites: int) -> None:
+        """Counts tokens that were just changed at ``sites`` sites each."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+        self.changes += (prompt + generated) * sites
+
     def reused(self, prompt: int, generated: int) -> None:
         """Counts tokens that another row computed under the same intervention."""
         self.prompt_tokens += prompt
@@ -37,8 +44,7 @@ class ActiveIntervention:
     def end(self, meters: MeterBank) -> Receipt:
         """Closes the meter and says what was done."""
         total = meters.close(self.meter)
-        touched = (self.prompt_tokens + self.generated_tokens) * len(self.resolved.sites)
-        change = total / touched if touched else 0.0
+        change = total / self.changes if self.changes else 0.0
         return Receipt(
             kind=self.resolved.operation,
             name=self.resolved.name,

@@ -19,7 +19,10 @@ router = APIRouter(dependencies=[needs("infer")], tags=["Server"])
 
 
 class ModelFacts(TypedDict):
-    """The served model. ``config_digest`` binds artifacts to it."""
+    """The served model. ``config_digest`` binds artifacts to it.
+
+    ``dtype`` is that of the weights; ``dtype_reason`` says why the server picked it, empty where the operator did.
+    """
 
     name: str
     architecture: str
@@ -28,6 +31,7 @@ class ModelFacts(TypedDict):
     vocab_size: int
     context: int
     dtype: str
+    dtype_reason: str
     device: str
     config_digest: str
     chat_template: bool
@@ -108,6 +112,7 @@ def _model(services: Services) -> ModelFacts:
         "vocab_size": info.vocab_size,
         "context": info.context,
         "dtype": info.dtype,
+        "dtype_reason": info.dtype_reason,
         "device": info.device,
         "config_digest": info.config_digest,
         "chat_template": services.codec.has_chat_template,

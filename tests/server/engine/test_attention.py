@@ -48,6 +48,11 @@ def reference(query_QE, keys_HTE, values_HTF, window, scale, softcap) -> torch.T
     return torch.stack(out)
 
 
+def row_of(number: int, prompt: int) -> Row:
+    request = GenerationRequest(f"r{number}", (1,) * prompt, SamplingParams(max_tokens=100))
+    return Row(request, lambda _event: None, None, random.Random(0))
+
+
 class Attending:
     """Rows that come one after another, are read in chunks and decode, with random queries, keys and values.
 
@@ -60,23 +65,16 @@ class Attending:
         self.cache = KvCache(shapes, CONTEXT, torch.device("cpu"))
         self.scheduler = Scheduler(max_batch=8, prefill_tokens=32)
         self.config = SimpleNamespace(_attn_implementation="sdpa", get_text_config=lambda decoder: self.config)
+        self.generators: dict[str, torch.Generator] = {}
         self.inputs: dict[tuple[str, int], list] = {}
         self.outputs: dict[tuple[str, int], list] = {}
         self.seen = {"mixed": 0, "classes": set(), "chunks": set()}
 
     def run(self, prompts, decoded: int) -> None:
-        waiting = [
-            Row(
-                GenerationRequest(f"r{i}", (1,) * prompt, SamplingParams(max_tokens=decoded)),
-                lambda _event: None,
-                None,
-                random.Random(i),
-            )
-            for i, prompt in enumerate(prompts)
-        ]
-        self.generators = {row.request.id: torch.Generator().manual_seed(i) for i, row in enumerate(waiting)}
+        waiting = [row_of(i, prompt) for i, prompt in enumerate(prompts)]
+        self.generators |= {row.request.id: torch.Generator().manual_seed(i) for i, row in enumerate(waiting)}
         steps = 0
-        while waiting or self.scheduler.live:
+        while waiting or self.scheduler.waiting or self.scheduler.live:
             if waiting and steps % 2 == 0:
                 self.scheduler.submit(waiting.pop(0))
             steps += 1
@@ -153,6 +151,16 @@ def test_each_row_gets_the_attention_of_one_row_alone(heads, queries, key_size, 
     assert {(64,), (64, 128, 256)} <= attending.seen["classes"], "three length classes at once"
     assert {start for start, length in attending.seen["chunks"] if length > 1} == {True, False}
     assert attending.cache.nbytes == 0
+
+
+def test_prompts_that_march_in_step_are_read_apart():
+    attending = Attending(shapes_of(2, 8, 8), 4)
+    for row in [row_of(i, 60) for i in range(2)]:
+        attending.scheduler.submit(row)
+        attending.generators[row.request.id] = torch.Generator().manual_seed(3)
+    attending.run([], decoded=2)
+    assert attending.worst() < 1e-5
+    assert (True, 16) in attending.seen["chunks"]
 
 
 @pytest.mark.parametrize("softcap", [None, 2.0])

@@ -75,12 +75,12 @@ def assert_holds(cache: KvCache, row) -> None:
 
 @contextmanager
 def memory_runs_out(at: int | None, *calls: str):
-    """The ``at``-th of the tensor methods ``calls`` raises; none does for None."""
+    """The ``at``-th of the tensor methods ``calls`` raises, but for tensors of no size; none does for None."""
     count = itertools.count()
 
     def counted(call):
         def counting(*args):
-            if next(count) == at:
+            if not any(type(size) is int and size == 0 for size in args) and next(count) == at:
                 raise torch.OutOfMemoryError("no memory")
             return call(*args)
 
@@ -169,8 +169,8 @@ def test_growing_one_slot_at_a_time_seldom_copies():
     for _ in range(64):
         row = placed(cache, 2)
         sizes.add(cache.nbytes)
-    assert len(sizes) <= 12
-    assert row.kv.pool.keys[0].shape[1] <= 64 * 1.25 + 4
+    assert len(sizes) <= 16
+    assert row.kv.pool.keys[0].shape[1] <= 64 * 1.125 + 3
 
 
 def test_memory_follows_the_rows_down_to_nothing():
@@ -198,16 +198,16 @@ def test_pools_come_from_the_shortest():
 
 
 def to_be_placed():
-    """A row whose class has four slots, all taken."""
+    """A row whose class has three slots, all taken."""
     cache = cache_of()
-    rows = [placed(cache, 100) for _ in range(4)]
+    rows = [placed(cache, 100) for _ in range(3)]
     last = read(cache, 100)
     return cache, rows, lambda: cache.place(last, last.kv, 100), last
 
 
 def to_be_widened():
     cache = cache_of()
-    rows = [placed(cache, 63), *(placed(cache, 100) for _ in range(4)), placed(cache, 30)]
+    rows = [placed(cache, 63), *(placed(cache, 100) for _ in range(3)), placed(cache, 30)]
     decode(cache, rows[0])
     return cache, rows, lambda: cache.widen(rows[0].kv, 64), rows[0]
 
