@@ -22,7 +22,7 @@ from transformers.utils import logging as transformers_logging
 from mappers.loading import LoadedModel, load_model
 from server.api.app import create_app
 from server.api.services import Services
-from server.banner import print_banner
+from server.banner import Access, print_banner
 from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, RECEIPT_KEY_FILE, owned
 from server.engine.linears import install_linears
 from server.engine.loader import EngineOptions, build_engine
@@ -73,7 +73,10 @@ def run(settings: Settings) -> None:
 
         def started() -> None:
             _log.info("listening", url=url, model=services.engine.info.name)
-            print_banner(Console(highlight=False), settings, services.engine.info, services.engine.limits, url)
+            info = services.engine.info
+            default = settings.switch or services.policy.document.default_profiles.get(info.name)
+            access = Access(services.keys.open, default)
+            print_banner(Console(highlight=False), settings, info, services.engine.limits, url, access)
 
         def drain() -> None:
             draining.set()

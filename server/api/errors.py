@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from anyio import to_thread
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -86,11 +85,11 @@ def _request_id(request: Request) -> str:
 
 async def _on_interlock_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, mapper_errors.InterlockError)
-    told = await to_thread.run_sync(_audited, request, error) if isinstance(error, errors.NotPermitted) else error
+    told = await _audited(request, error) if isinstance(error, errors.NotPermitted) else error
     return JSONResponse(error_body(told, _request_id(request)), status_of(told)[0], headers=_headers(told))
 
 
-def _audited(request: Request, error: errors.NotPermitted) -> errors.RequestError:
+async def _audited(request: Request, error: errors.NotPermitted) -> errors.RequestError:
     """``error`` once it is written down, or the error of writing. Names the route, not the path: that may hold text."""
     principal = getattr(request.state, "principal", None)
     if principal is None:
@@ -98,7 +97,9 @@ def _audited(request: Request, error: errors.NotPermitted) -> errors.RequestErro
     route = getattr(request.scope.get("route"), "path", "")
     detail = {"rule": error.code, "param": error.param, "method": request.method, "route": route}
     try:
-        request.app.state.services.audit.record("refused", Actor(principal.name, _request_id(request)), detail)
+        await request.app.state.services.audit.write_down(
+            "refused", Actor(principal.name, _request_id(request)), detail
+        )
     except errors.Unavailable as unavailable:
         return unavailable
     return error

@@ -7,8 +7,10 @@ also written to the log stream) elsewhere and let :func:`verify` look for it. No
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
@@ -95,11 +97,12 @@ class Filter:
 
 
 class AuditLog:
-    """The log of one server. Every method blocks on the database: call it off the event loop."""
+    """The log of one server. Every method but :meth:`write_down` blocks on the database."""
 
     def __init__(self, database: Database, *, clock: Callable[[], float]) -> None:
         self._database = database
         self._clock = clock
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="audit")
 
     def record(self, action: Action, actor: Actor, detail: Mapping[str, Any]) -> None:
         """Writes one entry and returns once it is durable; raises Unavailable where that is impossible.
@@ -116,6 +119,10 @@ class AuditLog:
                 "the data directory's disk",
                 code="audit_unavailable",
             ) from error
+
+    async def write_down(self, action: Action, actor: Actor, detail: Mapping[str, Any]) -> None:
+        """As :meth:`record`, from the event loop: however many wait for it, they take one thread from nobody."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self.record, action, actor, detail)
 
     def append(self, session: Session, action: Action, actor: Actor, detail: Mapping[str, Any]) -> None:
         """Adds an entry to a transaction of :meth:`Database.write`: it is kept exactly if what it tells of is."""
