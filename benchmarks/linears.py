@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks.environment import write
+from benchmarks.machine import write_cells
 from server.engine.linears import linear_product
 
 SHAPES = ((288, 288), (288, 768), (768, 2560), (288, 32_000), (768, 32_000))
@@ -97,7 +97,7 @@ def main() -> None:
             )
     for figure in ("median", "least"):
         console.print(_table(cells, figure))
-    console.print(f"written to {write(f'linears-{arguments.threads}-threads', cells)}")
+    console.print(f"written to {write_cells(f'linears-{arguments.threads}-threads', cells, arguments.threads)}")
 
 
 def _table(cells: list[dict[str, Any]], figure: str) -> Table:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.utils.logging import disable_progress_bar
 
-from benchmarks.environment import write
+from benchmarks.machine import write_cells
 from mappers.dataset import DatasetRow
 from mappers.exchanges import Exchange, OpenPrompt, answer_prompts, read_rows
 from mappers.loading import LoadedModel, load_model
@@ -117,7 +117,7 @@ def main() -> None:
             measured = loss(reference, served(location, dtype), chosen)
             cells.append({"model": name, "dtype": dtype, **asdict(measured)})
     console.print(_table(cells))
-    console.print(f"written to {write('quality', cells)}")
+    console.print(f"written to {write_cells('quality', cells, 1)}")
 
 
 def _subjects(arguments: argparse.Namespace) -> Iterator[tuple[str, str, Any]]:

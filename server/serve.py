@@ -142,7 +142,8 @@ def _assemble(
     loaded = _load(settings, device, precision)
     options = _options(settings)
     engine, codec = build_engine(loaded, options, name=settings.model_name, dtype_reason=precision.reason)
-    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength)
+    budget_bytes = settings.artifact_memory_mib * 2**20
+    catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength, budget_bytes)
     policies, profiles, keys = _access(settings, database, audit, engine.info, catalog)
     return Services(
         engine=engine,

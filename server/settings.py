@@ -103,6 +103,8 @@ class Settings(BaseSettings):
     """Memory for prompt prefixes that later requests reuse; 0 turns reuse off. Default: a tenth of what is free."""
     max_strength: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 100.0
     """Largest absolute strength a request may ask for."""
+    artifact_memory_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 1024
+    """Device memory for switches and vectors; those least recently used leave it and are read again when asked for."""
 
     data_dir: Path = Field(default_factory=default_data_dir)
     """Folder for all that is kept: database, artifacts, jobs. Default: interlock below the XDG data home."""

@@ -27,6 +27,7 @@ PANELS = {
         "kv_memory_mib",
         "prefix_memory_mib",
         "max_strength",
+        "artifact_memory_mib",
     ),
     "Keeping and logging": ("data_dir", "log_level", "config"),
 }

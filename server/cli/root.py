@@ -25,6 +25,7 @@ COMMANDS = {
     "policy": "Show the policy, and replace it.",
     "audit": "Read the audit log and verify its chain.",
     "receipts": "Verify what was done to an answer.",
+    "bench": "Measure this machine: speed and memory against peers on the same weights.",
     "organisms": "Build the small models with planted behaviour.",
     "health": "Ask whether a server is ready; exit code 0 means yes.",
     "version": "Print the versions of Interlock and of what it runs on.",

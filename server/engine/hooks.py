@@ -1,6 +1,7 @@
 """Applies the plan of a forward at every block, and knows afterwards what really happened.
 
-Shapes: B batch rows, T tokens a row in this forward, D width, K tokens of a group.
+Shapes: N tokens of all rows in this forward, D width, K tokens of a round or a group. A model hands its hidden states
+over as ``h_BTD``; B times T is N, however the engine packs its rows.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from torch import Tensor
 from mappers.architectures import DecoderStack
 from mappers.hooks import attach
 from mappers.sites import Site
+from server.interventions.bank import MapperBank
+from server.interventions.groups import Group, Round
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan
 
@@ -29,14 +32,17 @@ class PlanHooks:
 
     def __init__(self, stack: DecoderStack, meters: MeterBank) -> None:
         self._meters = meters
-        self._plan = EMPTY_PLAN
+        self._bank = MapperBank()
+        self._known_plan = self._plan = EMPTY_PLAN
         self._fired: set[Site] = set()
         self._failed: dict[int, str] = {}
         self._handle = attach(stack, {site: partial(self._apply, site) for site in stack.sites})
 
     def begin(self, plan: BatchPlan) -> None:
         """Sets the plan of the forward that follows."""
-        self._plan = plan
+        if plan is not self._known_plan:
+            self._bank.begin_plan()
+        self._known_plan = self._plan = plan
         self._fired.clear()
         self._failed = {}
 
@@ -54,29 +60,41 @@ class PlanHooks:
         self._handle.remove()
 
     def _apply(self, site: Site, h_BTD: Tensor) -> Tensor | None:
-        groups = self._plan.groups.get(site)
-        if groups is None:
+        if self._plan is EMPTY_PLAN:
+            return None
+        rounds = self._plan.rounds.get(site)
+        if rounds is None:
             return None
         if site in self._fired:
             self._failed |= dict.fromkeys(self._plan.rows_at(site), f"the block at {site} ran more than once")
         self._fired.add(site)
-        out_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
-        owned = False
-        for group in groups:
-            try:
-                before_KD = (out_ND if group.tokens_K is None else out_ND.index_select(0, group.tokens_K)).float()
-                after_KD = group.compute(before_KD)
-                self._meters.record(group.meter_K, before_KD, after_KD)
-            except torch.OutOfMemoryError:
-                raise
-            except Exception as error:  # noqa: BLE001 - whatever an operation raises must end its own rows only
-                _log.error("intervention_failed", site=str(site), operation=group.operation, error=repr(error))
-                self._failed |= dict.fromkeys(group.rows, f"the intervention at {site} failed")
-                continue
-            after_KD = after_KD.to(out_ND.dtype)
-            if group.tokens_K is None:
+        h_ND = out_ND = h_BTD.view(-1, h_BTD.shape[-1])
+        for one in rounds:
+            before_KD = (out_ND if one.tokens_K is None else out_ND.index_select(0, one.tokens_K)).float()
+            after_KD = self._run(site, one, before_KD)
+            self._meters.record(one.meter_K, before_KD, after_KD)
+            after_KD = after_KD.to(h_BTD.dtype)
+            if one.tokens_K is None:
                 out_ND = after_KD
             else:
-                out_ND = (out_ND if owned else out_ND.clone()).index_copy_(0, group.tokens_K, after_KD)
-            owned = True
-        return out_ND.view_as(h_BTD) if owned else None
+                # The block's own output stays as it is: it may be held elsewhere.
+                out_ND = (out_ND.clone() if out_ND is h_ND else out_ND).index_copy_(0, one.tokens_K, after_KD)
+        return out_ND.view_as(h_BTD)
+
+    def _run(self, site: Site, one: Round, h_KD: Tensor) -> Tensor:
+        if len(one.groups) == 1:
+            return self._compute(site, one.groups[0], h_KD)
+        return torch.cat([self._compute(site, group, h_KD[group.span]) for group in one.groups])
+
+    def _compute(self, site: Site, group: Group, h_KD: Tensor) -> Tensor:
+        """What the group makes of its tokens; where that raises, its rows fail and their tokens stay as they are."""
+        try:
+            return group.compute(h_KD, self._bank)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever an operation raises must end its own rows only
+            if len(group.uses) > 1:
+                return torch.cat([self._compute(site, part, h_KD[part.span]) for part in group.parts()])
+            _log.error("intervention_failed", site=str(site), operation=group.operation, error=repr(error))
+            self._failed |= dict.fromkeys(group.rows, f"the intervention at {site} failed")
+            return h_KD

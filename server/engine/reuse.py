@@ -15,7 +15,7 @@ from server.engine.kv import KvCache, PromptKv, Slot
 from server.engine.layout import StepLayout
 from server.engine.prefix import BLOCK, PrefixCache
 from server.engine.row import Row
-from server.interventions.positions import active_offsets
+from server.interventions.positions import count_active
 
 _KEPT_LAYERS = 4
 """Layers whose outputs are kept beside keys and values: the lowest sites of the interventions seen last."""
@@ -138,5 +138,4 @@ def _count_reused(row: Row) -> None:
         # Resumed positions are still to be touched, but for sites below the one at which the forward resumes.
         resumes = any(site.layer >= row.known_layers - 1 for site in resolved.sites)
         known = row.computed if resumes else row.known_until
-        offsets = active_offsets(resolved.apply, 0, known, row.prompt_len)
-        active.reused(sum(offset < row.prompt_len for offset in offsets), 0)
+        active.reused(*count_active(resolved.apply, 0, known, row.prompt_len))

@@ -25,8 +25,7 @@ from server.engine.row import Row
 from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch
 from server.interventions.meter import MeterBank
-from server.interventions.plan import EMPTY_PLAN, BatchPlan, MapperBank, PlanRow
-from server.interventions.positions import active_offsets
+from server.interventions.plan import EMPTY_PLAN, BatchPlan, PlanRow
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +58,9 @@ class Runner:
         self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
         self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
-        self._bank = MapperBank()
         self._plan_key: tuple[object, ...] = ()
         self._plan = EMPTY_PLAN
+        self._repeats = 0
 
     @torch.inference_mode()
     def release(self, row: Row) -> None:
@@ -109,21 +108,20 @@ class Runner:
         self._gates.remove()
 
     def _planned(self, batch: Batch, layout: StepLayout) -> BatchPlan:
+        """The plan of a forward; that of the last one again while the same rows decode and nothing changes for them."""
         if not any(row.interventions for row in layout.rows):
+            self._plan_key, self._plan, self._repeats = (), EMPTY_PLAN, 0
             return EMPTY_PLAN
-        key: tuple[object, ...] = ()
-        if batch.phase == "decode":
-            key = tuple((row, row.revision, _touches(row)) for row in layout.rows)
-            if key == self._plan_key:
-                return self._plan
+        key = tuple((row, row.revision) for row in layout.rows) if batch.phase == "decode" else ()
+        if self._repeats and key == self._plan_key:
+            self._repeats -= 1
+            return self._plan
         rows = [
             PlanRow(i, first, row.computed, count, row.prompt_len, row.interventions)
             for i, (row, first, count) in enumerate(zip(*_columns(layout), strict=True))
         ]
-        self._plan_key, self._plan = (
-            key,
-            BatchPlan.build(rows, sum(layout.counts), self.device, bank=self._bank, lowest=max(layout.skipped - 1, 0)),
-        )
+        self._plan = BatchPlan.build(rows, sum(layout.counts), self.device, lowest=max(layout.skipped - 1, 0))
+        self._plan_key, self._repeats = key, self._plan.repeats if key else 0
         return self._plan
 
     def _result(self, layout: StepLayout, kept: list[range], logits_KV: Tensor, failed: dict[int, str]) -> StepResult:
@@ -162,9 +160,3 @@ def _kept(row: Row, first: int, count: int) -> range:
 
 def _scores_prompt(row: Row) -> bool:
     return row.request.sampling.prompt_logprobs is not None and row.prompt_left > 0
-
-
-def _touches(row: Row) -> tuple[bool, ...]:
-    """Which of its interventions act on the one token that the row computes next."""
-    spans = (active.resolved.apply for active in row.interventions)
-    return tuple(bool(active_offsets(apply, row.computed, 1, row.prompt_len)) for apply in spans)

@@ -12,7 +12,11 @@ from server.types import Receipt
 
 @dataclass(eq=False, slots=True)
 class ActiveIntervention:
-    """What is applied to a row, and how many of its tokens were touched so far."""
+    """What is applied to a row, and how many of its tokens were touched so far.
+
+    ``prompt_tokens`` and ``generated_tokens`` count every position whose activations are the changed ones, also where
+    keys and values were taken from an earlier computation under the same intervention; the meter knows only the others.
+    """
 
     resolved: ResolvedIntervention
     meter: int
@@ -30,16 +34,16 @@ class ActiveIntervention:
         mine = self.resolved
         return (mine.operation, mine.digest, mine.sites) == (resolved.operation, resolved.digest, resolved.sites)
 
+    def reused(self, prompt: int, generated: int) -> None:
+        """Counts touched tokens that are not computed again (see ``positions.count_active``)."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+
     def touched(self, prompt: int, generated: int, sites: int) -> None:
-        """Counts tokens that were just changed at ``sites`` sites each."""
+        """Counts tokens that were just changed, at ``sites`` sites each."""
         self.prompt_tokens += prompt
         self.generated_tokens += generated
         self.changes += (prompt + generated) * sites
-
-    def reused(self, prompt: int, generated: int) -> None:
-        """Counts tokens that another row computed under the same intervention."""
-        self.prompt_tokens += prompt
-        self.generated_tokens += generated
 
     def end(self, meters: MeterBank) -> Receipt:
         """Closes the meter and says what was done."""

@@ -6,8 +6,7 @@ Shapes: D width of the residual stream.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -16,21 +15,22 @@ import torch
 from torch import Tensor
 
 from mappers.errors import ArtifactError
-from mappers.modules import Mapper
 from mappers.sites import Site
 from mappers.tensors import load_switch, load_vector
 from server.errors import InvalidRequest, RequestError
+from server.interventions.residency import Effects, Residency, ResidentArtifact
 from server.types import Apply, InlineVector, InterventionSpec, ModelInfo, Operation
 
 if TYPE_CHECKING:
     from server.registry.artifacts import ArtifactRecord
 
-Effects = Mapping[Site, Tensor] | Mapping[Site, Mapper]
-
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ResolvedIntervention:
-    """An intervention with its tensors resident: ``effects`` holds a direction ``v_D`` or a mapper for each site."""
+    """An intervention with its tensors resident: ``effects`` holds a direction ``v_D`` or a mapper for each site.
+
+    ``artifact`` is where they come from, held so that it counts as resident for as long as the intervention is used.
+    """
 
     operation: Operation
     name: str
@@ -41,20 +41,16 @@ class ResolvedIntervention:
     effects: Effects
     minimum: float = -math.inf
     maximum: float = math.inf
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Resident:
-    kind: str
-    digest: str
-    effects: Effects
+    artifact: ResidentArtifact | None = None
 
 
 class Catalog:
     """Artifacts resident on the device, looked up by name for each request; safe to call from several threads.
 
     ``locate`` finds an artifact by name or id (raises NotFound). Only copying to the device happens here, no
-    computation, so callers need not be the engine's thread.
+    computation, so callers need not be the engine's thread. Where artifacts need more than ``budget_bytes``, those
+    least recently asked for leave the device, and are read and verified again when they are next asked for; what
+    running requests use stays until they end.
     """
 
     def __init__(
@@ -63,13 +59,18 @@ class Catalog:
         model: ModelInfo,
         device: str | torch.device,
         max_strength: float,
+        budget_bytes: int = 2**30,
     ) -> None:
         self._locate = locate
         self._model = model
         self._device = torch.device(device)
         self._max_strength = max_strength
-        self._resident: dict[str, _Resident] = {}
-        self._lock = threading.Lock()
+        self._resident = Residency(budget_bytes)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes of the artifacts on the device now, inline vectors not counted."""
+        return self._resident.nbytes
 
     def resolve(self, spec: InterventionSpec) -> ResolvedIntervention:
         """Looks up, checks and loads what ``spec`` asks for.
@@ -80,10 +81,10 @@ class Catalog:
         self._check_numbers(spec)
         if isinstance(spec.source, InlineVector):
             name, artifact = "inline", self._inline(spec, spec.source)
-            sites = tuple(artifact.effects)
+            effects, sites = artifact.effects, tuple(artifact.effects)
         else:
             name, artifact = spec.source, self._load(spec, spec.source)
-            artifact, sites = _at_sites(artifact, spec, self._model.layers)
+            effects, sites = _at_sites(artifact, spec, self._model.layers)
         if not sites:
             raise InvalidRequest(
                 "name at least one site: without one nothing would be done", param=f"{spec.param}.sites"
@@ -95,15 +96,15 @@ class Catalog:
             sites=sites,
             strength=spec.strength,
             apply=spec.apply,
-            effects=artifact.effects,
+            effects=effects,
             minimum=-math.inf if spec.minimum is None else spec.minimum,
             maximum=math.inf if spec.maximum is None else spec.maximum,
+            artifact=artifact,
         )
 
     def forget(self, artifact_id: str) -> None:
         """Drops a deleted artifact from the device; requests already running keep their tensors."""
-        with self._lock:
-            self._resident.pop(artifact_id, None)
+        self._resident.forget(artifact_id)
 
     def _check_numbers(self, spec: InterventionSpec) -> None:
         if not math.isfinite(spec.strength) or abs(spec.strength) > self._max_strength:
@@ -117,7 +118,7 @@ class Catalog:
             if not low <= high or (math.isinf(low) and math.isinf(high)):
                 raise InvalidRequest("clamp needs 'min', 'max' or both, with min <= max", param=f"{spec.param}.min")
 
-    def _inline(self, spec: InterventionSpec, vector: InlineVector) -> _Resident:
+    def _inline(self, spec: InterventionSpec, vector: InlineVector) -> ResidentArtifact:
         width = self._model.width
         if len(vector.data) != 4 * width:
             raise InvalidRequest(
@@ -130,9 +131,9 @@ class Catalog:
         _check_direction(v_D, spec.operation, f"{spec.param}.vector.data")
         for site in vector.sites:
             _check_layer(site, self._model.layers, f"{spec.param}.vector.sites")
-        return _Resident("vector", sha256(vector.data).hexdigest(), dict.fromkeys(vector.sites, v_D))
+        return ResidentArtifact("vector", sha256(vector.data).hexdigest(), dict.fromkeys(vector.sites, v_D))
 
-    def _load(self, spec: InterventionSpec, name: str) -> _Resident:
+    def _load(self, spec: InterventionSpec, name: str) -> ResidentArtifact:
         field = spec.param if spec.operation == "switch" else f"{spec.param}.vector"
         try:
             record = self._locate(name)
@@ -144,16 +145,13 @@ class Catalog:
             raise InvalidRequest(
                 f"'{name}' is a {record.kind}; {field} needs a {wanted}", param=field, code="wrong_artifact_kind"
             )
-        with self._lock:
-            resident = self._resident.get(record.id)
-            if resident is None:
-                resident = self._resident[record.id] = self._read(record, field)
+        resident = self._resident.get(record.id, lambda: self._read(record, field))
         if wanted == "vector":
             for v_D in resident.effects.values():
                 _check_direction(v_D, spec.operation, field)
         return resident
 
-    def _read(self, record: ArtifactRecord, field: str) -> _Resident:
+    def _read(self, record: ArtifactRecord, field: str) -> ResidentArtifact:
         target = record.manifest.target
         if target is None or target.config_digest != self._model.config_digest or target.width != self._model.width:
             made_for = "no model" if target is None else f"'{target.model}' (width {target.width})"
@@ -177,13 +175,13 @@ class Catalog:
             ) from error
         for site in effects:
             _check_layer(site, self._model.layers, field)
-        return _Resident(record.kind, record.id, effects)
+        return ResidentArtifact(record.kind, record.id, effects)
 
 
-def _at_sites(artifact: _Resident, spec: InterventionSpec, layers: int) -> tuple[_Resident, tuple[Site, ...]]:
+def _at_sites(artifact: ResidentArtifact, spec: InterventionSpec, layers: int) -> tuple[Effects, tuple[Site, ...]]:
     own = tuple(sorted(artifact.effects))
     if spec.sites is None:
-        return artifact, own
+        return artifact.effects, own
     field = f"{spec.param}.sites"
     for site in spec.sites:
         _check_layer(site, layers, field)
@@ -196,9 +194,8 @@ def _at_sites(artifact: _Resident, spec: InterventionSpec, layers: int) -> tuple
             )
         # One direction may act anywhere in the stream: ablating a refusal direction at every layer needs just that.
         only = next(iter(artifact.effects.values()))
-        effects = dict.fromkeys(spec.sites, only)
-        return _Resident(artifact.kind, artifact.digest, effects), tuple(sorted(effects))  # type: ignore[arg-type]
-    return artifact, tuple(sorted(set(spec.sites)))
+        return dict.fromkeys(spec.sites, only), tuple(sorted(set(spec.sites)))  # type: ignore[return-value]
+    return artifact.effects, tuple(sorted(set(spec.sites)))
 
 
 def _check_layer(site: Site, layers: int, field: str) -> None:

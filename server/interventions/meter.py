@@ -5,8 +5,11 @@ Shapes: K touched tokens, D width, N meter places.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 _SMALLEST_NORM = 1e-12
 
@@ -35,11 +38,13 @@ class MeterBank:
 
     def record(self, place_K: Tensor, before_KD: Tensor, after_KD: Tensor) -> None:
         """Adds each token's relative change to the sum of its intervention."""
-        scale_K = before_KD.norm(dim=-1).clamp_min(_SMALLEST_NORM)
-        self._sums_N.index_add_(0, place_K, (after_KD - before_KD).norm(dim=-1) / scale_K)
+        self._sums_N.index_add_(0, place_K, relative_change(before_KD, after_KD))
 
     def overflowed(self) -> frozenset[int]:
         """Places whose sum is not finite: an activation or its change was too large for float32. Synchronises."""
+        # Only what is not finite, or very large, adds up to what is not finite: mostly one number tells.
+        if math.isfinite(self._sums_N.sum().item()):
+            return frozenset()
         return frozenset((~self._sums_N.isfinite()).nonzero().flatten().tolist())
 
     def close(self, place: int) -> float:
@@ -47,3 +52,10 @@ class MeterBank:
         total = float(self._sums_N[place])
         self._free.append(place)
         return total
+
+
+def relative_change(before_KD: Tensor, after_KD: Tensor) -> Tensor:
+    """``|h' - h| / |h|`` of each token."""
+    scale_K = vector_norm(before_KD, dim=-1).clamp_min_(_SMALLEST_NORM)
+    change_K: Tensor = vector_norm(after_KD - before_KD, dim=-1)
+    return change_K.div_(scale_K)

@@ -1,7 +1,7 @@
 """Interventions as pure functions of selected token rows.
 
-Shapes: K selected tokens, D width. ``h_KD`` float32 activations, ``v_KD`` float32 directions, ``*_K`` float32
-settings a token. Each row of the result depends on the same row of the arguments alone.
+Shapes: K selected tokens, D width. All float32: ``h_KD`` activations, ``v_KD`` directions, ``unit_KD`` directions of
+length 1, ``*_K`` settings a token. Each row of the result depends on the same row of the arguments alone.
 """
 
 from __future__ import annotations
@@ -10,6 +10,13 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot, vector_norm
+
+
+def unit(v_KD: Tensor) -> Tensor:
+    """``v / |v|``, which :func:`ablate` and :func:`clamp` take: made once for a plan, not at every step."""
+    unit_KD: Tensor = v_KD / vector_norm(v_KD, dim=-1, keepdim=True)
+    return unit_KD
 
 
 def add(h_KD: Tensor, v_KD: Tensor, strength_K: Tensor) -> Tensor:
@@ -17,22 +24,20 @@ def add(h_KD: Tensor, v_KD: Tensor, strength_K: Tensor) -> Tensor:
     return torch.addcmul(h_KD, strength_K[:, None], v_KD)
 
 
-def ablate(h_KD: Tensor, v_KD: Tensor, strength_K: Tensor) -> Tensor:
-    """``h - a (h.v) v / |v|^2``: removes the component along ``v`` (strength 1), in part (< 1) or mirrors it (2)."""
-    component_K = (h_KD * v_KD).sum(-1) / v_KD.square().sum(-1)
-    return h_KD - (strength_K * component_K)[:, None] * v_KD
+def ablate(h_KD: Tensor, unit_KD: Tensor, strength_K: Tensor) -> Tensor:
+    """``h - a (h.u) u``: removes the component along ``u`` (strength 1), in part (< 1) or mirrors it (2)."""
+    share_K = strength_K * vecdot(h_KD, unit_KD)
+    return torch.addcmul(h_KD, share_K[:, None], unit_KD, value=-1)
 
 
-def clamp(h_KD: Tensor, v_KD: Tensor, strength_K: Tensor, low_K: Tensor, high_K: Tensor) -> Tensor:
-    """Moves the projection on the unit vector along ``v`` into ``[low, high]`` (units of the activation).
+def clamp(h_KD: Tensor, unit_KD: Tensor, strength_K: Tensor, low_K: Tensor, high_K: Tensor) -> Tensor:
+    """Moves the projection on ``u`` into ``[low, high]`` (units of the activation).
 
     ``strength`` is the share of the way: 1 reaches the interval, 0 changes nothing. A projection inside is left alone.
     """
-    unit_KD: Tensor = v_KD / v_KD.norm(dim=-1, keepdim=True)
-    projection_K = (h_KD * unit_KD).sum(-1)
-    target_K = torch.minimum(torch.maximum(projection_K, low_K), high_K)
-    clamped_KD: Tensor = h_KD + (strength_K * (target_K - projection_K))[:, None] * unit_KD
-    return clamped_KD
+    projection_K = vecdot(h_KD, unit_KD)
+    share_K = strength_K * (torch.clamp(projection_K, low_K, high_K) - projection_K)
+    return torch.addcmul(h_KD, share_K[:, None], unit_KD)
 
 
 def switch(h_KD: Tensor, mapper: Callable[[Tensor], Tensor], strength_K: Tensor) -> Tensor:

@@ -23,6 +23,24 @@ def active_offsets(apply: Apply, start: int, count: int, prompt_len: int) -> Seq
     return [*prompt, *(in_prompt + offset for offset in generated)]
 
 
+def count_active(apply: Apply, start: int, count: int, prompt_len: int) -> tuple[int, int]:
+    """How many prompt tokens and how many generated ones :func:`active_offsets` selects."""
+    offsets = active_offsets(apply, start, count, prompt_len)
+    in_prompt = sum(start + offset < prompt_len for offset in offsets)
+    return in_prompt, len(offsets) - in_prompt
+
+
+def next_change(positions: Positions, at: int) -> int | None:
+    """The first generated position after ``at`` that is selected while ``at`` is not, or the reverse; None if none."""
+    if positions.kind == "window":
+        edges = {positions.start} if positions.stop is None else {positions.start, positions.stop}
+    elif positions.kind == "listed":
+        edges = set(positions.indices) ^ {index + 1 for index in positions.indices}
+    else:
+        return None
+    return min((edge for edge in edges if edge > at), default=None)
+
+
 def _select(positions: Positions, start: int, count: int, total: int | None) -> Sequence[int]:
     if count <= 0 or positions.kind == "none":
         return ()

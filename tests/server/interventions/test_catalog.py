@@ -10,8 +10,9 @@ import torch
 from mappers.manifest import Manifest, ModelBinding
 from mappers.mapper_config import MapperConfig
 from mappers.sites import Site
-from mappers.tensors import save_switch, save_vector
+from mappers.tensors import load_switch, save_switch, save_vector
 from server.errors import InvalidRequest, NotFound
+from server.interventions import catalog as catalog_module
 from server.interventions.catalog import Catalog
 from server.registry.artifacts import ArtifactRecord
 from server.types import InlineVector, InterventionSpec, ModelInfo
@@ -176,3 +177,46 @@ def test_an_artifact_is_read_once_until_it_is_forgotten(catalog, shelf):
     assert len({id(one.effects[Site(0)]) for one in found}) == 1
     catalog.forget("art_safe")
     assert catalog.resolve(spec).effects[Site(0)] is not found[0].effects[Site(0)]
+
+
+def test_artifacts_over_the_budget_are_read_again_as_they_were(shelf, monkeypatch):
+    """Many switches in turn, with room for two: always the right one, from a file that is verified each time."""
+    for layer in range(6):
+        shelf.switch(f"s{layer}", (layer % 3,))
+    reads = []
+    monkeypatch.setattr(catalog_module, "load_switch", lambda path: reads.append(path.name) or load_switch(path))
+    one = 4 * (2 * WIDTH * WIDTH + 2 * WIDTH)
+    catalog = Catalog(shelf.locate, INFO, "cpu", 8.0, budget_bytes=2 * one)
+    h = torch.randn(4, WIDTH)
+    for turn in (0, 1, 1, 0, 2, 3, 4, 5, 0, 5, 5):
+        found = catalog.resolve(InterventionSpec("switch", f"s{turn}"))
+        assert torch.equal(found.effects[Site(turn % 3)](h), mapper(seed=turn % 3)(h))
+        del found
+        assert catalog.resident_bytes <= 2 * one
+    assert reads == ["s0", "s1", "s2", "s3", "s4", "s5", "s0"]
+    path = shelf.records["s2"].path / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    with pytest.raises(InvalidRequest, match="cannot be used"):
+        catalog.resolve(InterventionSpec("switch", "s2"))
+
+
+def test_what_requests_use_is_shared_and_counted_beyond_the_budget(shelf):
+    catalog = Catalog(shelf.locate, INFO, "cpu", 8.0, budget_bytes=1)
+    running = catalog.resolve(InterventionSpec("switch", "safe"))
+    vector = catalog.resolve(InterventionSpec("ablate", "happy", sites=(Site(0), Site(1))))
+    assert catalog.resolve(InterventionSpec("switch", "safe")).effects[Site(0)] is running.effects[Site(0)]
+    assert catalog.resident_bytes == 2 * 4 * (2 * WIDTH * WIDTH + 2 * WIDTH) + 4 * WIDTH
+    del running, vector
+    assert catalog.resident_bytes == 0
+
+
+def test_32_mappers_and_256_vectors_can_be_in_use_at_once(shelf):
+    catalog = Catalog(shelf.locate, INFO, "cpu", 8.0, budget_bytes=4096)
+    for i in range(32):
+        shelf.switch(f"m{i}", (i % 3,))
+    for i in range(256):
+        shelf.vector(f"v{i}", {Site(i % 3): torch.full((WIDTH,), float(i + 1))})
+    mappers = [catalog.resolve(InterventionSpec("switch", f"m{i}")) for i in range(32)]
+    vectors = [catalog.resolve(InterventionSpec("add", f"v{i}")) for i in range(256)]
+    assert len({id(one.effects[one.sites[0]]) for one in mappers}) == 32
+    assert [float(one.effects[one.sites[0]][0]) for one in vectors] == [float(i + 1) for i in range(256)]

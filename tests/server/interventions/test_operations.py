@@ -32,37 +32,39 @@ def test_add(h, v):
 def test_ablate(h, v):
     unit = v.double() / v.double().norm(dim=-1, keepdim=True)
     component = (h.double() * unit).sum(-1, keepdim=True)
-    close(operations.ablate(h, v, STRENGTH), h.double() - STRENGTH[:, None].double() * component * unit)
+    close(
+        operations.ablate(h, operations.unit(v), STRENGTH), h.double() - STRENGTH[:, None].double() * component * unit
+    )
 
 
 def test_ablation_removes_the_direction_and_nothing_else(h, v):
-    done = operations.ablate(h, v, torch.ones(K))
+    done = operations.ablate(h, operations.unit(v), torch.ones(K))
     assert (done * v).sum(-1).abs().max() < 1e-4
     other = torch.randn(K, D)
     other -= (other * v).sum(-1, keepdim=True) / v.square().sum(-1, keepdim=True) * v
     torch.testing.assert_close((done * other).sum(-1), (h * other).sum(-1), rtol=1e-4, atol=1e-4)
 
 
-def test_ablation_does_not_depend_on_the_length_of_the_vector(h, v):
-    torch.testing.assert_close(
-        operations.ablate(h, v, torch.ones(K)), operations.ablate(h, 1e3 * v, torch.ones(K)), rtol=1e-4, atol=1e-5
-    )
+def test_a_unit_direction_has_length_one_whatever_the_vector(v):
+    for size in (1e-17, 1.0, 1e17):
+        close(operations.unit(size * v), v.double() / v.double().norm(dim=-1, keepdim=True))
 
 
 def test_clamp_brings_the_projection_into_the_interval(h, v):
     low, high = torch.full((K,), -0.1), torch.full((K,), 0.2)
-    unit = v / v.norm(dim=-1, keepdim=True)
+    unit = operations.unit(v)
     before = (h * unit).sum(-1)
-    done = operations.clamp(h, v, torch.ones(K), low, high)
+    done = operations.clamp(h, unit, torch.ones(K), low, high)
     torch.testing.assert_close((done * unit).sum(-1), before.clamp(-0.1, 0.2), rtol=1e-5, atol=1e-5)
-    half = operations.clamp(h, v, torch.full((K,), 0.5), low, high)
+    half = operations.clamp(h, unit, torch.full((K,), 0.5), low, high)
     torch.testing.assert_close((half * unit).sum(-1), (before + before.clamp(-0.1, 0.2)) / 2, rtol=1e-5, atol=1e-5)
 
 
 def test_clamp_leaves_a_projection_inside_alone(h, v):
-    wide = operations.clamp(h, v, torch.ones(K), torch.full((K,), -1e3), torch.full((K,), 1e3))
+    unit = operations.unit(v)
+    wide = operations.clamp(h, unit, torch.ones(K), torch.full((K,), -1e3), torch.full((K,), 1e3))
     assert torch.equal(wide, h)
-    assert torch.equal(operations.clamp(h, v, torch.ones(K), torch.full((K,), -torch.inf), torch.full((K,), 1e3)), h)
+    assert torch.equal(operations.clamp(h, unit, torch.ones(K), torch.full((K,), -torch.inf), torch.full((K,), 1e3)), h)
 
 
 def test_switch(h):
@@ -80,7 +82,7 @@ def test_a_row_of_nan_stays_its_own(name, h, v):
 
     def run(h):
         bounds = (torch.full((K,), -0.1), torch.full((K,), 0.1)) if name == "clamp" else ()
-        return getattr(operations, name)(h, torch.tanh if name == "switch" else v, STRENGTH, *bounds)
+        return getattr(operations, name)(h, torch.tanh if name == "switch" else operations.unit(v), STRENGTH, *bounds)
 
     spoilt = h.clone()
     spoilt[2] = torch.nan

@@ -8,8 +8,9 @@ import torch
 from mappers.sites import Site
 from server.interventions import operations
 from server.interventions.active import ActiveIntervention
+from server.interventions.bank import MapperBank
 from server.interventions.meter import MeterBank
-from server.interventions.plan import BatchPlan, MapperBank, PlanRow
+from server.interventions.plan import BatchPlan, PlanRow
 from server.interventions.positions import active_offsets
 from server.types import NONE, Apply, Positions
 from tests.server.engine.interventions import WIDTH, switch, vector
@@ -25,17 +26,14 @@ def rows_of(*settings, start=0, prompt_len=4, count=TOKENS):
     ]
 
 
-def build(rows, bank=None) -> BatchPlan:
-    return BatchPlan.build(rows, sum(row.count for row in rows), "cpu", bank=bank or MapperBank())
-
-
-def run(plan: BatchPlan, site: Site, h_BTD: torch.Tensor) -> torch.Tensor:
+def run(plan: BatchPlan, site: Site, h_BTD: torch.Tensor, bank: MapperBank | None = None) -> torch.Tensor:
+    bank = bank or MapperBank()
+    bank.begin_plan()
     out_ND = h_BTD.reshape(-1, WIDTH).clone()
-    for group in plan.groups.get(site, ()):
-        if group.tokens_K is None:
-            out_ND = group.compute(out_ND)
-        else:
-            out_ND[group.tokens_K] = group.compute(out_ND[group.tokens_K])
+    for one in plan.rounds.get(site, ()):
+        chosen = slice(None) if one.tokens_K is None else one.tokens_K
+        before_KD = out_ND[chosen]
+        out_ND[chosen] = torch.cat([group.compute(before_KD[group.span], bank) for group in one.groups])
     return out_ND.view_as(h_BTD)
 
 
@@ -53,9 +51,11 @@ def one_by_one(rows, site: Site, h_BTD: torch.Tensor) -> torch.Tensor:
                     done = operations.switch(h_1D, effect, a_1)
                 elif used.operation == "clamp":
                     bounds = torch.tensor([used.minimum]), torch.tensor([used.maximum])
-                    done = operations.clamp(h_1D, effect[None], a_1, *bounds)
+                    done = operations.clamp(h_1D, operations.unit(effect[None]), a_1, *bounds)
+                elif used.operation == "ablate":
+                    done = operations.ablate(h_1D, operations.unit(effect[None]), a_1)
                 else:
-                    done = getattr(operations, used.operation)(h_1D, effect[None], a_1)
+                    done = operations.add(h_1D, effect[None], a_1)
                 out_BTD[row.index, offset] = done[0]
     return out_BTD
 
@@ -82,7 +82,7 @@ def test_equals_one_intervention_after_the_other(seed):
     rng = random.Random(seed)
     shared = switch(layers=(0, 1, 2), strength=0.7)
     rows = rows_of(*(some_interventions(rng, shared) for _ in range(5)), start=rng.choice([0, 2, 9]))
-    plan = build(rows)
+    plan = BatchPlan.build(rows, len(rows) * TOKENS, "cpu")
     h_BTD = torch.randn(5, TOKENS, WIDTH, generator=torch.Generator().manual_seed(seed))
     for layer in range(3):
         torch.testing.assert_close(run(plan, Site(layer), h_BTD), one_by_one(rows, Site(layer), h_BTD))
@@ -91,7 +91,7 @@ def test_equals_one_intervention_after_the_other(seed):
 def test_order_of_the_request_is_the_order_of_application():
     ablate, add = vector("ablate", seed=1), vector("add", seed=1, strength=2.0)
     h_BTD = torch.randn(2, TOKENS, WIDTH)
-    plan = build(rows_of((ablate, add), (add, ablate)))
+    plan = BatchPlan.build(rows_of((ablate, add), (add, ablate)), 2 * TOKENS, "cpu")
     done = run(plan, Site(1), h_BTD)
     v_D = add.effects[Site(1)]
     torch.testing.assert_close((done[0] * v_D).sum(-1), torch.full((TOKENS,), 2.0))
@@ -100,83 +100,82 @@ def test_order_of_the_request_is_the_order_of_application():
 
 def test_rows_that_share_a_mapper_share_a_product():
     shared = switch()
-    plan = build(rows_of((shared,), (), (shared,)))
-    (group,) = plan.groups[Site(1)]
-    assert group.rows == {0, 2}
+    plan = BatchPlan.build(rows_of((shared,), (), (shared,)), 3 * TOKENS, "cpu")
+    (one,) = plan.rounds[Site(1)]
+    ((use,),) = (group.uses for group in one.groups)
+    assert use.rows == one.groups[0].rows == (0, 2)
     assert plan.rows_at(Site(1)) == {0, 2}
-    assert len(group.tokens_K) == 2 * TOKENS
+    assert use.tokens == len(one.tokens_K) == 2 * TOKENS
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "affine"])
-@pytest.mark.parametrize("residual", [True, False])
-def test_many_mappers_that_have_little_to_do_are_computed_together(kind, residual):
-    used = [(switch(kind, residual, seed=seed // 2, strength=0.5 + seed / 10),) for seed in range(12)]
-    shared = (switch(kind, residual, seed=99),)
-    rows = rows_of(*used, shared, (), shared, count=1, prompt_len=0)
-    plan = build(rows)
-    (group,) = plan.groups[Site(1)]
-    assert group.rows == set(range(15)) - {13}
-    h_BTD = torch.randn(15, 1, WIDTH)
-    torch.testing.assert_close(run(plan, Site(1), h_BTD), one_by_one(rows, Site(1), h_BTD))
+def test_tokens_of_other_rows_are_never_touched():
+    """A decode row between two prompt chunks: tokens are counted from the row's first, whatever lies around it."""
+    meters = MeterBank("cpu")
+    used = [ActiveIntervention.begin(vector(), meters)]
+    rows = [PlanRow(0, 0, 0, 5, 9, ()), PlanRow(1, 5, 12, 1, 9, used), PlanRow(2, 6, 3, 4, 9, ())]
+    assert BatchPlan.build(rows, 10, "cpu").rounds[Site(1)][0].tokens_K.tolist() == [5]
 
 
-def test_mappers_that_come_and_go_keep_the_others_right():
-    bank, rng = MapperBank(), random.Random(1)
-    made = [switch(seed=seed) for seed in range(40)]
-    h_BTD = torch.randn(12, 1, WIDTH)
-    for _ in range(30):
-        rows = rows_of(*((rng.choice(made),) for _ in range(rng.randrange(4, 13))), count=1, prompt_len=0)
-        held_BTD = h_BTD[: len(rows)]
-        torch.testing.assert_close(run(build(rows, bank), Site(1), held_BTD), one_by_one(rows, Site(1), held_BTD))
-
-
-def test_a_mapper_of_nan_computed_with_others_spoils_its_own_row_only():
-    used = [(switch(seed=seed),) for seed in range(6)]
-    h_BTD = torch.randn(6, 1, WIDTH)
-    sound = run(build(rows_of(*used, count=1, prompt_len=0)), Site(1), h_BTD)
-    spoilt = switch(seed=2)
-    for parameter in spoilt.effects[Site(1)].parameters():
-        parameter.fill_(torch.nan)
-    done = run(build(rows_of(*used[:2], (spoilt,), *used[3:], count=1, prompt_len=0)), Site(1), h_BTD)
-    assert bool(done[2].isnan().all())
-    assert torch.equal(done[[0, 1, 3, 4, 5]], sound[[0, 1, 3, 4, 5]])
-
-
-def test_sites_below_the_lowest_are_left_out():
-    rows = rows_of((vector(layers=(0, 2)),), (vector(layers=(0,)),))
-    plan = BatchPlan.build(rows, 2 * TOKENS, "cpu", bank=MapperBank(), lowest=1)
-    assert plan.sites == {Site(2)}
-    assert [touched.row for touched in plan.touched] == [0]
+def test_every_token_in_order_needs_no_selection():
+    rows = rows_of((vector(),), (vector(seed=1),))
+    assert BatchPlan.build(rows, 2 * TOKENS, "cpu").rounds[Site(1)][0].tokens_K is None
+    assert BatchPlan.build(rows, 2 * TOKENS + 1, "cpu").rounds[Site(1)][0].tokens_K is not None
+    assert BatchPlan.build(rows[::-1], 2 * TOKENS, "cpu").rounds[Site(1)][0].tokens_K is not None
 
 
 def test_nothing_asked_is_an_empty_plan():
-    plan = build(rows_of((), (vector(strength=0.0),), (switch(apply=Apply(NONE, NONE)),)))
+    rows = rows_of((), (vector(strength=0.0),), (switch(apply=Apply(NONE, NONE)),))
+    plan = BatchPlan.build(rows, 3 * TOKENS, "cpu")
     assert not plan.sites
     assert not plan.touched
 
 
 def test_counts_only_rows_that_did_not_fail():
     rows = rows_of((vector(layers=(0, 2)),), (vector(layers=(0, 2)),))
-    build(rows).commit(failed={1})
+    BatchPlan.build(rows, len(rows) * TOKENS, "cpu").commit(failed={1})
     assert [(r.interventions[0].prompt_tokens, r.interventions[0].generated_tokens) for r in rows] == [(4, 2), (0, 0)]
 
 
-def test_a_receipt_names_what_was_used_and_averages_over_tokens_and_sites():
-    meters = MeterBank("cpu")
-    used = vector(layers=(0, 2), strength=2.0)
-    active = ActiveIntervention.begin(used, meters)
-    active.touched(3, 1, 2)
-    active.reused(5, 0)
-    meters.record(torch.full((8,), active.meter), torch.ones(8, 1), torch.full((8, 1), 1.5))
-    receipt = active.end(meters)
-    assert (receipt.kind, receipt.name, receipt.digest) == ("add", used.name, used.digest)
-    assert (receipt.sites, receipt.strength) == (("resid_post.0", "resid_post.2"), 2.0)
-    assert (receipt.prompt_tokens, receipt.generated_tokens) == (8, 1)
-    assert receipt.mean_relative_change == pytest.approx(0.5)
-    assert meters.in_use == 0
+def test_a_plan_says_how_often_it_may_be_used_again():
+    """Against rebuilding: the plan of each following decode step is the same for ``repeats`` steps, and then not."""
+
+    def planned(interventions, step):
+        rows = [PlanRow(0, 0, 4 + step, 1, 4, interventions)]
+        return [touched.intervention for touched in BatchPlan.build(rows, 1, "cpu").touched]
+
+    spans = [Positions("window", 2, 5), Positions("listed", indices=(3, 4, 9)), Positions("window", 6, None), NONE]
+    (row,) = rows_of([vector(apply=Apply(NONE, span), strength=s) for span in spans for s in (1.0, 0.0)])
+    for used in ([0], [2], [4], [6], [0, 2, 4, 6], [1, 3, 5, 7]):
+        interventions = [row.interventions[i] for i in used]
+        for step in range(12):
+            repeats = BatchPlan.build([PlanRow(0, 0, 4 + step, 1, 4, interventions)], 1, "cpu").repeats
+            same = [planned(interventions, later) == planned(interventions, step) for later in range(step, 20)]
+            assert repeats + 1 >= 1000 if all(same) else repeats + 1 == same.index(False)
 
 
-def test_a_receipt_without_tokens_has_no_change():
+def test_a_plan_for_a_prompt_is_used_once():
+    assert BatchPlan.build(rows_of((vector(),)), TOKENS, "cpu").repeats == 0
+    assert BatchPlan.build(rows_of((), (vector(strength=0.0),)), 2 * TOKENS, "cpu").repeats > 1000
+
+
+def test_few_tokens_of_many_mappers_share_a_product_and_long_prompts_do_not():
+    settings = [[switch(seed=seed)] for seed in range(4)]
     meters = MeterBank("cpu")
-    receipt = ActiveIntervention.begin(vector(), meters).end(meters)
-    assert (receipt.prompt_tokens, receipt.mean_relative_change) == (0, 0.0)
+    active = [[ActiveIntervention.begin(one, meters) for one in used] for used in settings]
+    counts, first, rows = (1, 100, 1, 4), 0, []
+    for i, count in enumerate(counts):
+        rows.append(PlanRow(i, first, 0, count, 100, active[i]))
+        first += count
+    batched, alone = BatchPlan.build(rows, first, "cpu").groups[Site(1)]
+    assert [use.tokens for use in batched.uses] == [1, 1, 4]
+    assert [use.tokens for use in alone.uses] == [100]
+    assert (batched.rows, alone.rows) == ((0, 2, 3), (1,))
+
+
+def test_sites_with_the_same_rows_share_their_tensors():
+    rows = rows_of((vector(layers=(0, 1, 2)),), (vector("clamp", (0, 1, 2), minimum=0.0),))
+    plan = BatchPlan.build(rows, 2 * TOKENS, "cpu")
+    (first,), (last,) = plan.rounds[Site(0)], plan.rounds[Site(2)]
+    assert first.meter_K is last.meter_K
+    assert first.groups[1].low_K is last.groups[1].low_K
+    assert not torch.equal(first.groups[0].v_KD, last.groups[0].v_KD)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.interventions.positions import active_offsets
+from server.interventions.positions import active_offsets, count_active, next_change
 from server.types import ALL, NONE, Apply, Positions
 
 
@@ -90,3 +90,21 @@ def test_generated_positions_count_from_the_first_generated_token():
     apply = Apply(NONE, Positions("window", 1, 3))
     assert list(active_offsets(apply, 0, 9, 5)) == [6, 7]
     assert [bool(active_offsets(apply, position, 1, 5)) for position in range(5, 9)] == [False, True, True, False]
+
+
+def test_counts_of_prompt_and_generated_tokens():
+    apply = Apply(Positions("window", 1, 3), Positions("listed", indices=(0, 2)))
+    assert count_active(apply, 0, 10, 4) == (2, 2)
+    assert count_active(apply, 2, 3, 4) == (1, 1)
+    assert count_active(Apply(NONE, NONE), 0, 10, 4) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "positions",
+    [ALL, NONE, Positions("window", 2, 5), Positions("window", 3, None), Positions("listed", indices=(1, 2, 6))],
+)
+def test_nothing_changes_before_the_next_change(positions):
+    acts = [bool(active_offsets(Apply(NONE, positions), 4 + at, 1, 4)) for at in range(12)]
+    for at in range(11):
+        change = next_change(positions, at)
+        assert all(one == acts[at] for one in acts[at : change or 12])

@@ -1,0 +1,168 @@
+"""Different mappers of one shape as one batched product: their weights lie stacked on the device while they are used.
+
+Shapes: M stacked mappers, R tokens a mapper (padded), K tokens of a group, S source and D target width, H hidden.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mappers.modules import AffineMapper, AutoencoderMapper, Mapper
+
+Family = Hashable
+"""What mappers have to share to share a product: their form and the shapes of their parameters."""
+
+_IDLE_PLANS = 256
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Use:
+    """``tokens`` tokens, one behind the other in a group, of the batch rows ``rows`` that go through ``mapper``."""
+
+    mapper: Mapper
+    rows: tuple[int, ...]
+    tokens: int
+
+
+def family_of(mapper: Mapper) -> Family:
+    """Equal for mappers that may be stacked; a mapper of an unknown class is a family of its own."""
+    if type(mapper) is AutoencoderMapper:
+        encoder_shape, decoder_shape = mapper.encoder_weight.shape, mapper.decoder_weight.shape
+        return (AutoencoderMapper, mapper.config.residual, encoder_shape, decoder_shape)
+    if type(mapper) is AffineMapper:
+        return (AffineMapper, mapper.config.residual, mapper.weight.shape)
+    return id(mapper)
+
+
+@dataclass(frozen=True, slots=True)
+class _Arrangement:
+    """Where the tokens of one group go in a batch of ``M x R``, and where they come back from; None is "in order"."""
+
+    edition: int
+    stacked: int
+    into_MR: Tensor | None
+    back_K: Tensor | None
+
+
+class MapperStack:
+    """Weights of mappers of one family, each in a slot of its own; transposed, as batched products like them best."""
+
+    def __init__(self) -> None:
+        self._held: list[weakref.ref[Mapper] | None] = []
+        self._weights: list[Tensor] = []
+        self._residual = False
+        self.edition = 0
+        """Grows whenever a slot gets another mapper."""
+
+    def place(self, mappers: Sequence[Mapper]) -> list[int]:
+        """Slots of ``mappers`` (distinct), below twice their number; only those that had none are copied.
+
+        A mapper that is not asked for may lose its slot.
+        """
+        reach = 2 * len(mappers)
+        found = {id(held()): slot for slot, held in enumerate(self._held[:reach]) if held is not None and held()}
+        slots = {id(mapper): found[id(mapper)] for mapper in mappers if id(mapper) in found}
+        missing = [mapper for mapper in mappers if id(mapper) not in slots]
+        if missing:
+            taken = set(slots.values())
+            free = [slot for slot in range(reach) if slot not in taken][: len(missing)]
+            self._reserve(max(free) + 1, missing[0])
+            for mapper, slot in zip(missing, free, strict=True):
+                self._held[slot] = None  # should the copy raise, the slot holds nobody
+                for stacked, weight in zip(self._weights, _parameters(mapper), strict=True):
+                    stacked[slot].copy_(weight)
+                self._held[slot] = weakref.ref(mapper)
+                slots[id(mapper)] = slot
+            self.edition += 1
+        return [slots[id(mapper)] for mapper in mappers]
+
+    def apply(self, x_MRS: Tensor) -> Tensor:
+        """Slot ``m`` maps ``x_MRS[m]``; M may be smaller than the number of slots."""
+        count = len(x_MRS)
+        weights = [stacked[:count] for stacked in self._weights]
+        y_MRD = torch.baddbmm(weights[1], x_MRS, weights[0])
+        if len(weights) == 4:
+            y_MRD = torch.baddbmm(weights[3], F.relu(y_MRD), weights[2])
+        return x_MRS + y_MRD if self._residual else y_MRD
+
+    def _reserve(self, slots: int, like: Mapper) -> None:
+        if slots <= len(self._held):
+            return
+        self._residual = like.config.residual
+        slots = 1 << (slots - 1).bit_length()
+        grown = [weight.new_zeros(slots, *weight.shape) for weight in _parameters(like)]
+        for new, old in zip(grown, self._weights, strict=False):
+            new[: len(old)] = old
+        self._weights = grown
+        self._held += [None] * (slots - len(self._held))
+
+
+class MapperBank:
+    """One stack for each place where different mappers of a family meet; belongs to one thread.
+
+    A stack copies a mapper's weights once, when it first takes part, and keeps them while the live set changes around
+    it: memory is at most twice that of the mappers that ever met there, given back after 256 plans without them.
+    """
+
+    def __init__(self) -> None:
+        self._stacks: dict[Hashable, MapperStack] = {}
+        self._last_used: dict[Hashable, int] = {}
+        self._arrangements: dict[Hashable, _Arrangement] = {}
+        self._plans = 0
+
+    def begin_plan(self) -> None:
+        """Another plan follows: forgets how the groups of the last were arranged, and stacks nobody used for long."""
+        self._plans += 1
+        self._arrangements.clear()
+        for place in [place for place, used in self._last_used.items() if self._plans - used > _IDLE_PLANS]:
+            del self._stacks[place], self._last_used[place]
+
+    def apply(self, place: Hashable, uses: Sequence[Use], h_KS: Tensor) -> Tensor:
+        """Maps ``h_KS``, whose tokens lie in the order of ``uses``: distinct mappers of one family.
+
+        ``place`` names the stack: the same for a group of a plan and for its successors in later plans.
+        """
+        stack = self._stacks.setdefault(place, MapperStack())
+        arrangement = self._arrangements.get(place)
+        if arrangement is None or arrangement.edition != stack.edition:
+            arrangement = self._arrangements[place] = _arrange(stack, uses, h_KS.device)
+            self._last_used[place] = self._plans
+        x_NS = h_KS if arrangement.into_MR is None else h_KS.index_select(0, arrangement.into_MR)
+        y_MRD = stack.apply(x_NS.view(arrangement.stacked, -1, x_NS.shape[-1]))
+        y_ND = y_MRD.view(-1, y_MRD.shape[-1])
+        return y_ND if arrangement.back_K is None else y_ND.index_select(0, arrangement.back_K)
+
+
+def _arrange(stack: MapperStack, uses: Sequence[Use], device: torch.device) -> _Arrangement:
+    slots = stack.place([use.mapper for use in uses])
+    stacked, width = max(slots) + 1, max(use.tokens for use in uses)
+    into, first = [0] * (stacked * width), 0
+    back: list[int] = []
+    for slot, use in zip(slots, uses, strict=True):
+        start, count = slot * width, use.tokens
+        # Padding repeats a token of the same row: what a neighbour holds (NaN, too) stays out of every product.
+        into[start : start + width] = [first + min(i, count - 1) for i in range(width)]
+        back += range(start, start + count)
+        first += count
+    in_order = back == list(range(stacked * width))
+    return _Arrangement(
+        stack.edition,
+        stacked,
+        None if in_order else torch.tensor(into, device=device),
+        None if in_order else torch.tensor(back, device=device),
+    )
+
+
+def _parameters(mapper: Mapper) -> list[Tensor]:
+    """Weight (transposed) and bias (as a row) of each layer."""
+    if isinstance(mapper, AutoencoderMapper):
+        layers = [(mapper.encoder_weight, mapper.encoder_bias), (mapper.decoder_weight, mapper.decoder_bias)]
+    else:
+        layers = [(mapper.weight, mapper.bias)]
+    return [tensor for weight, bias in layers for tensor in (weight.detach().t(), bias.detach()[None])]

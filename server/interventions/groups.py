@@ -1,0 +1,67 @@
+"""What is computed at one site: rounds of groups of token rows that undergo one operation together.
+
+Shapes: D width, K tokens of a round or a group.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from server.interventions import operations
+from server.interventions.bank import MapperBank, Use
+from server.types import Operation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Group:
+    """Tokens ``span`` of a round that undergo one operation: with a direction each, or through mappers of one shape.
+
+    ``v_KD`` (of length 1 but for ``add``) has one row where all share a direction. ``uses`` names the mappers in the
+    order of the tokens, ``place`` where in a bank they meet; ``low_K`` and ``high_K`` are for ``clamp`` alone.
+    """
+
+    operation: Operation
+    rows: tuple[int, ...]
+    span: slice
+    strength_K: Tensor
+    v_KD: Tensor | None = None
+    low_K: Tensor | None = None
+    high_K: Tensor | None = None
+    uses: tuple[Use, ...] = ()
+    place: Hashable = None
+
+    def compute(self, h_KD: Tensor, bank: MapperBank) -> Tensor:
+        """The new activations (float32) of the group's tokens."""
+        if self.v_KD is None:
+            if len(self.uses) == 1:
+                return operations.switch(h_KD, self.uses[0].mapper, self.strength_K)
+            return operations.switch(h_KD, lambda x_KD: bank.apply(self.place, self.uses, x_KD), self.strength_K)
+        if self.operation == "add":
+            return operations.add(h_KD, self.v_KD, self.strength_K)
+        if self.operation == "ablate":
+            return operations.ablate(h_KD, self.v_KD, self.strength_K)
+        assert self.low_K is not None
+        assert self.high_K is not None
+        return operations.clamp(h_KD, self.v_KD, self.strength_K, self.low_K, self.high_K)
+
+    def parts(self) -> tuple[Group, ...]:
+        """One group for each mapper, with spans within this group: what is left to try when computing it raised."""
+        parts: list[Group] = []
+        first = 0
+        for use in self.uses:
+            span = slice(first, first + use.tokens)
+            parts.append(Group(self.operation, use.rows, span, self.strength_K[span], uses=(use,)))
+            first = span.stop
+        return tuple(parts)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Round:
+    """Groups of different tokens, one behind the other in ``tokens_K``, which is None where that is every token."""
+
+    tokens_K: Tensor | None
+    meter_K: Tensor
+    groups: tuple[Group, ...]
