@@ -44,7 +44,7 @@ def create_app(services: Services) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         middleware=[
             Middleware(RequestId, new_id=services.new_id),
-            Middleware(SameOrigin, open_server=services.keys.open),
+            Middleware(SameOrigin, is_open=lambda: app.state.services.keys.open),
         ],
     )
     app.state.services = services
