@@ -35,7 +35,7 @@ supported is refused with its name. Every answer says in `interlock` what was re
 def create_app(services: Services) -> FastAPI:
     """The application. Every route but the health probes asks for a key, where the server has keys."""
     # The docs page brings its own scripts: one from a foreign host would see the key that is typed into it.
-    app = FastAPIOffline(
+    app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="Interlock",
         description=_DESCRIPTION,

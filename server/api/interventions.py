@@ -34,6 +34,12 @@ class Resolver:
         self._services = services
         self._wishes = wishes
         self._found: dict[InterventionSpec, ResolvedIntervention] = {}
+        self._weakened = wishes.weakened
+
+    @property
+    def weakens(self) -> bool:
+        """Whether anything of the default is lowered, left out or counteracted; known after :meth:`check`."""
+        return bool(self._weakened)
 
     def check(self) -> None:
         """What the policy, other owners and the default have to say about artifacts.
@@ -46,14 +52,12 @@ class Resolver:
         if wishes.weakened:
             for wish in wishes.default:
                 self.find(wish)
-        named = self._with_names if wishes.policy.names_matter(wishes.principal) else _without_names
-        wishes.policy.check_rules(
-            wishes.principal,
-            [named(wish) for wish in wishes.all],
-            [named(wish) for wish in wishes.default],
-            wishes.weakened,
-            wishes.switch_param,
-        )
+        vectors_are_on = any(wish.setting.kind == "vector" for wish in wishes.default)
+        names_matter = vectors_are_on or wishes.policy.names_matter(wishes.principal)
+        named = self._with_names if names_matter else _without_names
+        wanted, default = [named(wish) for wish in wishes.all], [named(wish) for wish in wishes.default]
+        self._weakened += wishes.policy.check_counteracting(wishes.principal, wanted, default)
+        wishes.policy.check_rules(wishes.principal, wanted, default, wishes.weakened, wishes.switch_param)
 
     def resolve(self, wishes: Iterable[Wish], prompt: EncodedPrompt | None) -> tuple[ResolvedIntervention, ...]:
         """In the same order, with positions in ``prompt``, which is None for a running generation."""
@@ -67,9 +71,9 @@ class Resolver:
     def record_weakening(self, request_id: str) -> None:
         """Where the default is weakened: writes down who did it, before it is done. Raises Unavailable."""
         wishes = self._wishes
-        if not wishes.weakened:
+        if not self.weakens:
             return
-        off = not any(wish.setting.is_same_as(one) for wish in wishes.all for one in wishes.weakened)
+        off = not any(wish.setting.is_same_as(one) for wish in wishes.all for one in self._weakened)
         detail = {
             "default": _told(wish.setting for wish in wishes.default),
             "now": _told(wish.setting for wish in wishes.all),

@@ -62,6 +62,12 @@ class Named:
         """All of them."""
         return self.aliases | self.others
 
+    def is_same_as(self, other: Named) -> bool:
+        """Whether both are one artifact, by whatever names they were asked for."""
+        if self.setting.kind != other.setting.kind:
+            return False
+        return self.setting.is_same_as(other.setting) or not self.aliases.isdisjoint(other.aliases)
+
 
 @dataclass(frozen=True, slots=True)
 class Policy:
@@ -99,15 +105,26 @@ class Policy:
     ) -> tuple[Setting, ...]:
         """What of ``default`` is weakened by ``wanted``; raises NotPermitted where this key may not do that."""
         weakened = tuple(one for one in default if not any(other.covers(one) for other in wanted))
-        if weakened and "unswitch" not in principal.scopes:
-            what = " and ".join(f"{one.name or 'a vector'!s} (strength {one.strength:g})" for one in weakened)
-            raise NotPermitted(
-                f"{what} is on by default and this API key may not lower it: leave it as it is, or use a key with the "
-                "scope 'unswitch'",
-                param=param,
-                code="default_protected",
-            )
+        if weakened:
+            _require_unswitch(principal, weakened, "lower it: leave it as it is", param)
         return weakened
+
+    def check_counteracting(
+        self, principal: Principal, wanted: Sequence[Named], default: Sequence[Named]
+    ) -> tuple[Setting, ...]:
+        """Vectors of the default that ``wanted`` uses once more in another way: the opposite strength would undo them.
+
+        Raises NotPermitted where this key may not do that.
+        """
+        countered: list[Setting] = []
+        for one in default:
+            others = [w for w in wanted if w.setting.kind == "vector" and w.is_same_as(one)]
+            again = [other for other in others if not other.setting.covers(one.setting)]
+            if again:
+                countered.append(one.setting)
+                param = f"{again[0].setting.param}.vector"
+                _require_unswitch(principal, [one.setting], "use it again: leave that out", param)
+        return tuple(countered)
 
     def check_strengths(self, wanted: Sequence[Setting]) -> None:
         """Raises InvalidRequest where a strength is beyond what the server was started with."""
@@ -135,7 +152,8 @@ class Policy:
         for one in wanted:
             if one.setting not in untouched:
                 self._check_use(one)
-                self._check_range(principal, one, one.setting.strength, f"{one.setting.param}.strength")
+                self._check_floor(principal, one, one.setting.strength, f"{one.setting.param}.strength")
+                self._check_ceiling(principal, one, _together(one, wanted), f"{one.setting.param}.strength")
         for one in default:
             if one.setting in weakened:
                 same = [other.setting for other in wanted if other.setting.is_same_as(one.setting)]
@@ -171,8 +189,7 @@ class Policy:
         if not one.names.isdisjoint(rules.denied):
             raise NotPermitted(f"the policy denies {setting.name!r}: use another", param=field, code="denied")
 
-    def _check_range(self, principal: Principal, one: Named, strength: float, param: str) -> None:
-        self._check_floor(principal, one, strength, param)
+    def _check_ceiling(self, principal: Principal, one: Named, strength: float, param: str) -> None:
         for limits, whose in self._limits(principal):
             bounds = limits.range_of(one.names)
             highest = None if bounds is None else bounds.max
@@ -191,6 +208,23 @@ class Policy:
 
     def _limits(self, principal: Principal) -> tuple[tuple[Limits, str], ...]:
         return (self.document.limits, "the policy's"), (principal.limits, "this API key's")
+
+
+def _together(one: Named, wanted: Sequence[Named]) -> float:
+    """Strength of ``one`` with all that pull the same way: a vector named eight times is eight times as strong."""
+    same = [other.setting.strength for other in wanted if other.is_same_as(one)]
+    return sum(strength for strength in same if (strength < 0) == (one.setting.strength < 0))
+
+
+def _require_unswitch(principal: Principal, what: Sequence[Setting], how: str, param: str) -> None:
+    if "unswitch" in principal.scopes:
+        return
+    named = " and ".join(f"{one.name or 'a vector'} (strength {one.strength:g})" for one in what)
+    raise NotPermitted(
+        f"{named} is on by default and this API key may not {how}, or use a key with the scope 'unswitch'",
+        param=param,
+        code="default_protected",
+    )
 
 
 def _out_of_range(one: Named, strength: float, remedy: str, param: str, code: str = "strength_ceiling") -> NotPermitted:

@@ -100,8 +100,8 @@ def change_generation(
         None if body.steering is None else resolver.resolve(wishes.steering, None),
     )
     set_to = {"safety_switch": _active(update.switch), "steering": _active(update.steering)}
-    weakened = bool(wishes.weakened)
-    services.audit.record("generation.changed", actor, {"generation": generation_id, "weakened": weakened, **set_to})
+    detail = {"generation": generation_id, "weakened": resolver.weakens, **set_to}
+    services.audit.record("generation.changed", actor, detail)
     return {
         "id": generation_id,
         "object": "generation.change",

@@ -221,3 +221,50 @@ def test_a_model_that_was_forgotten_answers_nobody():
 
 def test_the_name_tells_the_version():
     assert (Policy().name, Policy(version=3).name) == ("default", "v3")
+
+
+def joy(strength: float, details: str = "here", alias: str = "joy") -> Named:
+    return Named(Setting("vector", alias, strength, "steering[1]", details=details), frozenset({alias, "art_7"}))
+
+
+@pytest.mark.parametrize(
+    ("again", "counters"),
+    [
+        (joy(2.0), False),
+        (joy(-2.0), True),
+        (joy(2.0, "there"), True),
+        (joy(-2.0, alias="another-name"), True),
+        (Named(Setting("vector", "other", -2.0, "steering[1]"), frozenset({"other", "art_8"})), False),
+        (Named(Setting("vector", None, -2.0, "steering[1]")), False),
+    ],
+)
+def test_a_vector_of_the_default_is_not_undone_by_itself(again, counters):
+    kept = joy(2.0)
+    if not counters:
+        assert Policy().check_counteracting(USER, [kept, again], [kept]) == ()
+        return
+    with pytest.raises(NotPermitted, match="use it again") as refused:
+        Policy().check_counteracting(USER, [kept, again], [kept])
+    assert (refused.value.code, refused.value.param) == ("default_protected", "steering[1].vector")
+    assert Policy().check_counteracting(CHIEF, [kept, again], [kept]) == (kept.setting,)
+
+
+@pytest.mark.parametrize(
+    ("items", "passes"),
+    [
+        ([joy(2.0)], True),
+        ([joy(1.0), joy(1.0, "there")], True),
+        ([joy(1.5), joy(1.5, "there")], False),
+        ([joy(1.5), joy(1.5, alias="another-name")], False),
+        ([joy(0.3)] * 8, False),
+        ([joy(2.0), joy(-2.0, "there")], True),
+    ],
+)
+def test_a_ceiling_holds_for_all_uses_of_a_vector_together(items, passes):
+    policy = Policy(document=PolicyDocument(limits=strengths(joy=(None, 2.0), art_7=(None, 2.0))))
+    if passes:
+        policy.check_rules(USER, items, [], (), "x")
+        return
+    with pytest.raises(NotPermitted) as refused:
+        policy.check_rules(USER, items, [], (), "x")
+    assert refused.value.code == "strength_ceiling"

@@ -150,6 +150,19 @@ def test_the_default_profile_is_what_a_silent_request_gets(client):
     assert [one["name"] for one in more["interlock"]["interventions"]] == ["safe", "joy", "refusal"]
 
 
+def test_a_default_vector_is_not_undone_by_naming_it_again(client, artifacts, monkeypatch):
+    monkeypatch.setattr(artifacts, "get", lambda *args, **kwargs: None)
+    put(client, shared=True, steering=[{"vector": "joy", "strength": 2}])
+    default(client, "calm")
+    for vector in ("joy", id_of("joy")):
+        again = [{"vector": vector, "strength": -2}]
+        assert ask(client, "bob", 403, steering=again)["error"]["code"] == "default_protected"
+        ask(client, "root", steering=again)
+        newest = client.get("/v1/audit?limit=1", headers=bearer("root")).json()["data"][0]
+        assert newest["action"] == "default.lowered"
+    ask(client, "bob", steering=[{"vector": "refusal", "strength": -2}])
+
+
 def test_a_keys_profile_stands_in_place_of_the_models(client):
     put(client, "calm", shared=True, **CALM)
     put(client, "strict", safety_switch="other")
