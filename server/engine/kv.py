@@ -99,13 +99,20 @@ class Pool:
     ``keys[kind]`` is ``(L, S, H, C, E)`` and ``values[kind]`` is ``(L, S, H, C, F)``.
     """
 
-    def __init__(self, kinds: Sequence[tuple[LayerShape, int]], capacity: int, device: torch.device) -> None:
+    def __init__(
+        self, kinds: Sequence[tuple[LayerShape, int]], capacity: int, device: torch.device, fixed_slots: int = 0
+    ) -> None:
         self.capacity = capacity
         self.slots: list[Slot] = []
+        self._fixed_slots = fixed_slots
         self.columns = [shape.columns(capacity) for shape, _ in kinds]
         sizes = [(shape, layers, shape.columns(capacity)) for shape, layers in kinds]
-        self.keys = [torch.zeros(n, 0, s.heads, c, s.key_size, dtype=s.dtype, device=device) for s, n, c in sizes]
-        self.values = [torch.zeros(n, 0, s.heads, c, s.value_size, dtype=s.dtype, device=device) for s, n, c in sizes]
+        self.keys = [
+            torch.zeros(n, fixed_slots, s.heads, c, s.key_size, dtype=s.dtype, device=device) for s, n, c in sizes
+        ]
+        self.values = [
+            torch.zeros(n, fixed_slots, s.heads, c, s.value_size, dtype=s.dtype, device=device) for s, n, c in sizes
+        ]
 
     @property
     def nbytes(self) -> int:
@@ -142,6 +149,8 @@ class Pool:
         return min(held.shape[1] for held in (*self.keys, *self.values))
 
     def _shrink(self) -> None:
+        if self._fixed_slots:
+            return
         if self._room > 1.5 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
             # A row must be able to leave where memory has run out; the next one to leave tries again.
             with suppress(torch.OutOfMemoryError):
@@ -157,12 +166,16 @@ class Pool:
 
 
 class KvCache:
-    """Memory for the keys and values of all rows of one model with layers of ``shapes``."""
+    """Memory for the keys and values of all rows of one model with layers of ``shapes``.
 
-    def __init__(self, shapes: Sequence[LayerShape], context: int, device: torch.device) -> None:
+    With ``fixed_slots`` there is one pool of so many slots of ``context`` columns, which never moves.
+    """
+
+    def __init__(self, shapes: Sequence[LayerShape], context: int, device: torch.device, fixed_slots: int = 0) -> None:
         self.kinds = [(shape, shapes.count(shape)) for shape in dict.fromkeys(shapes)]
         self._context = context
-        self._device = device
+        self.device = device
+        self._fixed_slots = fixed_slots
         self._pools: dict[int, Pool] = {}
         order = [shape for shape, _ in self.kinds]
         self.place_of_layer = [(order.index(s), shapes[:layer].count(s)) for layer, s in enumerate(shapes)]
@@ -180,7 +193,8 @@ class KvCache:
 
     def row_bytes(self, tokens: int) -> int:
         """Bytes that a row of ``tokens`` tokens takes when it is complete."""
-        return row_bytes([shape for shape, layers in self.kinds for _ in range(layers)], tokens, self._context)
+        shapes = [shape for shape, layers in self.kinds for _ in range(layers)]
+        return row_bytes(shapes, self._context if self._fixed_slots else tokens, self._context)
 
     def begin(self, tokens: int) -> PromptKv:
         """Memory for a prompt of ``tokens`` tokens."""
@@ -246,10 +260,10 @@ class KvCache:
             raise
 
     def _pool(self, tokens: int) -> Pool:
-        capacity = capacity_for(tokens, self._context)
+        capacity = self._context if self._fixed_slots else capacity_for(tokens, self._context)
         if capacity not in self._pools:
-            self._pools[capacity] = Pool(self.kinds, capacity, self._device)
+            self._pools[capacity] = Pool(self.kinds, capacity, self.device, self._fixed_slots)
         return self._pools[capacity]
 
     def _new(self, layers: int, shape: LayerShape, tokens: int, size: int) -> Tensor:
-        return torch.empty(layers, shape.heads, tokens, size, dtype=shape.dtype, device=self._device)
+        return torch.empty(layers, shape.heads, tokens, size, dtype=shape.dtype, device=self.device)

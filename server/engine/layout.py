@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Reach:
+class Reach:
     """What the rows of a group write and read in layers of one kind: ``mask_n1T`` is None where all of T is read."""
 
     columns_n: Tensor
@@ -38,7 +38,7 @@ class DecodeGroup:
     pool: Pool
     places: Sequence[tuple[int, int]]
     rows_n: Tensor
-    reach: Sequence[_Reach]
+    reach: Sequence[Reach]
 
     def write(self, layer: int, key_HnE: Tensor, value_HnF: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Keeps a layer's new keys and values; returns what is attended: ``(n, H, T, E)``, ``(n, H, T, F)``, mask."""
@@ -98,18 +98,9 @@ class StepLayout:
     @classmethod
     def build(cls, batch: Batch, cache: KvCache, device: torch.device) -> StepLayout:
         """Gives every row of the batch its memory, and orders the tokens so that each group is one slice."""
-        reading: list[tuple[Row, int]] = []
-        decoding = 0
-        for row, count in zip(batch.rows, batch.counts, strict=True):
-            if row.state == "decode":
-                decoding += 1
-                if isinstance(row.kv, PromptKv):
-                    row.kv = cache.place(row, row.kv, row.computed)
-                assert isinstance(row.kv, Slot)
-                row.kv = cache.widen(row.kv, row.computed)
-            else:
-                row.kv = row.kv or cache.begin(row.prompt_len)
-                reading.append((row, count))
+        place_rows(batch, cache)
+        reading = [(row, n) for row, n in zip(batch.rows, batch.counts, strict=True) if row.state != "decode"]
+        decoding = len(batch.rows) - len(reading)
         pools = cache.pools if decoding else []
         rows = [slot.row for pool in pools for slot in pool.slots]
         assert len(rows) == decoding, "every row that decodes takes part in every step"
@@ -134,6 +125,18 @@ class StepLayout:
         )
 
 
+def place_rows(batch: Batch, cache: KvCache) -> None:
+    """Gives each row of a batch memory for the tokens that it computes next."""
+    for row in batch.rows:
+        if row.state != "decode":
+            row.kv = row.kv or cache.begin(row.prompt_len)
+            continue
+        if isinstance(row.kv, PromptKv):
+            row.kv = cache.place(row, row.kv, row.computed)
+        assert isinstance(row.kv, Slot)
+        row.kv = cache.widen(row.kv, row.computed)
+
+
 def _decode_group(first: int, pool: Pool, cache: KvCache, device: torch.device) -> DecodeGroup:
     computed = [slot.row.computed for slot in pool.slots]
     reach = []
@@ -145,7 +148,7 @@ def _decode_group(first: int, pool: Pool, cache: KvCache, device: torch.device) 
             hidden_nT = torch.arange(attended, device=device) >= torch.tensor(seen, device=device)[:, None]
             zeros_n1T = torch.zeros(len(seen), 1, attended, dtype=shape.dtype, device=device)
             mask_n1T = zeros_n1T.masked_fill_(hidden_nT[:, None], float("-inf"))
-        reach.append(_Reach(torch.tensor([c % columns for c in computed], device=device), attended, mask_n1T))
+        reach.append(Reach(torch.tensor([c % columns for c in computed], device=device), attended, mask_n1T))
     rows_n = torch.arange(len(computed), device=device)
     return DecodeGroup(slice(first, first + len(computed)), pool, cache.place_of_layer, rows_n, tuple(reach))
 

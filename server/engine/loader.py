@@ -16,6 +16,7 @@ from server.engine.precision import served_dtype
 from server.engine.runner import Runner
 from server.engine.selfcheck import check_exact
 from server.engine.text import TextCodec
+from server.settings import ConfigurationError
 from server.types import EngineLimits, MemoryPlan, ModelInfo
 
 _UNBOUNDED_CONTEXT = 8192
@@ -26,7 +27,8 @@ class EngineOptions:
     """Bounds the operator sets; ``max_context`` None means what the model was built for.
 
     ``kv_bytes`` is the memory for keys and values of running requests, ``prefix_bytes`` that for prompt prefixes which
-    later requests reuse (0 turns that off); None plans them from what is free.
+    later requests reuse (0 turns that off); None plans them from what is free. ``static`` decode steps are captured
+    and replayed on a GPU (None: where there is one); without, they run the same program step by step.
     """
 
     max_batch: int
@@ -35,6 +37,7 @@ class EngineOptions:
     max_context: int | None = None
     kv_bytes: int | None = None
     prefix_bytes: int | None = 0
+    static: bool | None = None
 
 
 def build_engine(
@@ -44,21 +47,30 @@ def build_engine(
     ``dtype_reason`` says why the model is served in its dtype, where nobody asked for it.
 
     Raises UnsupportedArchitecture where a self-check shows that rows of a batch would not get what the model alone
-    gives them.
+    gives them, and ConfigurationError where not even one row of the whole context has room.
     """
     config: Any = loaded.model.config
     context = min(model_context(config), options.max_context or model_context(config))
     vocab = int(config.get_text_config(decoder=True).vocab_size)
     codec = TextCodec(loaded.tokenizer, vocab)
     shapes = observe_layers(loaded.model, loaded.stack.layers, context)
-    memory = _plan(loaded.model, options, row_bytes(shapes, context, context))
-    runner = Runner(loaded.model, loaded.stack, shapes, context, memory.prefixes)
+    parameter = next(loaded.model.parameters())
+    row_at_most = row_bytes(shapes, context, context)
+    memory = _plan(loaded.model, options, row_at_most)
+    static = parameter.device.type == "cuda" if options.static is None else options.static
+    # Slots that never move are as long as the context, whatever a row needs.
+    max_batch = min(options.max_batch, memory.kv // row_at_most) if static else options.max_batch
+    if not max_batch:
+        raise ConfigurationError(
+            f"max_context: keys and values of {context} tokens take {row_at_most / 2**20:.0f} MiB, which is more than "
+            f"the {memory.kv / 2**20:.0f} MiB there are: lower it"
+        )
+    runner = Runner(loaded.model, loaded.stack, shapes, context, memory.prefixes, max_batch if static else 0)
     try:
         check_exact(loaded.model, runner, codec, vocab)
     except BaseException:
         runner.close()
         raise
-    parameter = next(loaded.model.parameters())
     info = ModelInfo(
         name=name or loaded.name,
         architecture=type(loaded.model).__name__,
@@ -71,7 +83,7 @@ def build_engine(
         config_digest=loaded.config_digest,
         dtype_reason=dtype_reason,
     )
-    limits = EngineLimits(options.max_batch, options.max_waiting, context, options.prefill_tokens, memory)
+    limits = EngineLimits(max_batch, options.max_waiting, context, options.prefill_tokens, memory)
     return Engine(runner, codec, info, limits, eos_token_ids(loaded.model)), codec
 
 

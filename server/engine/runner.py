@@ -17,13 +17,14 @@ from mappers.architectures import DecoderStack
 from server.engine.attention import packed_attention
 from server.engine.hooks import PlanHooks
 from server.engine.kv import KvCache, LayerShape, Slot
-from server.engine.layout import StepLayout
+from server.engine.layout import StepLayout, place_rows
 from server.engine.prefix import PrefixCache
 from server.engine.resume import BlockGates
 from server.engine.reuse import PrefixReuse
 from server.engine.row import Row
 from server.engine.sampling import token_logprobs
 from server.engine.scheduler import Batch
+from server.engine.static import StaticDecode
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan, PlanRow
 
@@ -43,24 +44,39 @@ class StepResult:
 class Runner:
     """Owns the cache and the hooks of one model. Not thread safe: only the engine's thread may call it.
 
-    ``shapes`` is what each layer keeps for a token; ``prefix_bytes`` the memory for prefixes that are reused.
+    ``shapes`` is what each layer keeps for a token; ``prefix_bytes`` the memory for prefixes that are reused. With
+    ``static_rows`` decode steps of up to so many rows are static: captured once and replayed where there is a GPU.
     """
 
     def __init__(
-        self, model: nn.Module, stack: DecoderStack, shapes: Sequence[LayerShape], context: int, prefix_bytes: int
+        self,
+        model: nn.Module,
+        stack: DecoderStack,
+        shapes: Sequence[LayerShape],
+        context: int,
+        prefix_bytes: int,
+        static_rows: int = 0,
     ) -> None:
         self._model: Any = model
         self.stack = stack
         self.device = next(model.parameters()).device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.cache = KvCache(shapes, context, self.device)
+        self.cache = KvCache(shapes, context, self.device, static_rows)
         self.meters = MeterBank(self.device)
         self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
         self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
+        self._static = (
+            StaticDecode(model, self.cache, self._hooks, self.meters, stack.width, static_rows) if static_rows else None
+        )
         self._plan_key: tuple[object, ...] = ()
         self._plan = EMPTY_PLAN
         self._repeats = 0
+
+    @property
+    def static(self) -> bool:
+        """Whether decode steps are static: slots then stay allocated."""
+        return self._static is not None
 
     @torch.inference_mode()
     def release(self, row: Row) -> None:
@@ -73,6 +89,11 @@ class Runner:
     @torch.inference_mode()
     def forward(self, batch: Batch) -> StepResult:
         """Computes the batch's tokens and applies its interventions. Raises what the model raises."""
+        if self._static is not None and batch.phase == "decode":
+            place_rows(batch, self.cache)
+            rows = tuple(slot.row for slot in self.cache.pools[0].slots)
+            if (done := self._static.forward(rows)) is not None:
+                return _decoded(rows, *done)
         layout = StepLayout.build(batch, self.cache, self.device)
         ids: list[int] = []
         positions: list[int] = []
@@ -145,6 +166,14 @@ class Runner:
         scored = row.tokens[row.computed + 1 : min(row.computed + len(logits_KV) + 1, row.prompt_len)]
         logprobs_KV = logits_KV[: len(scored)].float().log_softmax(-1)
         row.prompt_logprobs += token_logprobs(logprobs_KV, scored, row.request.sampling.prompt_logprobs or 0)
+
+
+def _decoded(rows: tuple[Row, ...], logits_BV: Tensor, failed: dict[int, str]) -> StepResult:
+    if not failed:
+        return StepResult(rows, logits_BV.float(), {})
+    sound = [i for i in range(len(rows)) if i not in failed]
+    reasons = {rows[i]: reason for i, reason in failed.items()}
+    return StepResult(tuple(rows[i] for i in sound), logits_BV[sound].float(), reasons)
 
 
 def _columns(layout: StepLayout) -> tuple[tuple[Row, ...], list[int], tuple[int, ...]]:

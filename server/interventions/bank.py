@@ -44,28 +44,29 @@ def family_of(mapper: Mapper) -> Family:
 class _Arrangement:
     """Where the tokens of one group go in a batch of ``M x R``, and where they come back from; None is "in order"."""
 
-    edition: int
     stacked: int
     into_MR: Tensor | None
     back_K: Tensor | None
 
 
 class MapperStack:
-    """Weights of mappers of one family, each in a slot of its own; transposed, as batched products like them best."""
+    """Weights of mappers of one family, each in a slot of its own; transposed, as batched products like them best.
 
-    def __init__(self) -> None:
+    With ``capacity`` the slots are made once and never move in memory; else there are as many as are needed.
+    """
+
+    def __init__(self, capacity: int | None = None) -> None:
+        self._capacity = capacity
         self._held: list[weakref.ref[Mapper] | None] = []
         self._weights: list[Tensor] = []
         self._residual = False
-        self.edition = 0
-        """Grows whenever a slot gets another mapper."""
 
     def place(self, mappers: Sequence[Mapper]) -> list[int]:
-        """Slots of ``mappers`` (distinct), below twice their number; only those that had none are copied.
+        """Slots of ``mappers`` (distinct) below twice their number, and below ``capacity``; only new ones are copied.
 
         A mapper that is not asked for may lose its slot.
         """
-        reach = 2 * len(mappers)
+        reach = 2 * len(mappers) if self._capacity is None else self._capacity
         found = {id(held()): slot for slot, held in enumerate(self._held[:reach]) if held is not None and held()}
         slots = {id(mapper): found[id(mapper)] for mapper in mappers if id(mapper) in found}
         missing = [mapper for mapper in mappers if id(mapper) not in slots]
@@ -79,23 +80,21 @@ class MapperStack:
                     stacked[slot].copy_(weight)
                 self._held[slot] = weakref.ref(mapper)
                 slots[id(mapper)] = slot
-            self.edition += 1
         return [slots[id(mapper)] for mapper in mappers]
 
     def apply(self, x_MRS: Tensor) -> Tensor:
         """Slot ``m`` maps ``x_MRS[m]``; M may be smaller than the number of slots."""
-        count = len(x_MRS)
-        weights = [stacked[:count] for stacked in self._weights]
-        y_MRD = torch.baddbmm(weights[1], x_MRS, weights[0])
+        weights = [stacked[: len(x_MRS)] for stacked in self._weights]
+        y_MRD = _products(x_MRS, *weights[:2])
         if len(weights) == 4:
-            y_MRD = torch.baddbmm(weights[3], F.relu(y_MRD), weights[2])
+            y_MRD = _products(F.relu(y_MRD), *weights[2:])
         return x_MRS + y_MRD if self._residual else y_MRD
 
     def _reserve(self, slots: int, like: Mapper) -> None:
         if slots <= len(self._held):
             return
         self._residual = like.config.residual
-        slots = 1 << (slots - 1).bit_length()
+        slots = self._capacity or 1 << (slots - 1).bit_length()
         grown = [weight.new_zeros(slots, *weight.shape) for weight in _parameters(like)]
         for new, old in zip(grown, self._weights, strict=False):
             new[: len(old)] = old
@@ -130,7 +129,7 @@ class MapperBank:
         """
         stack = self._stacks.setdefault(place, MapperStack())
         arrangement = self._arrangements.get(place)
-        if arrangement is None or arrangement.edition != stack.edition:
+        if arrangement is None:
             arrangement = self._arrangements[place] = _arrange(stack, uses, h_KS.device)
             self._last_used[place] = self._plans
         x_NS = h_KS if arrangement.into_MR is None else h_KS.index_select(0, arrangement.into_MR)
@@ -152,11 +151,21 @@ def _arrange(stack: MapperStack, uses: Sequence[Use], device: torch.device) -> _
         first += count
     in_order = back == list(range(stacked * width))
     return _Arrangement(
-        stack.edition,
         stacked,
         None if in_order else torch.tensor(into, device=device),
         None if in_order else torch.tensor(back, device=device),
     )
+
+
+def _products(x_MRS: Tensor, weight_MSD: Tensor, bias_M1D: Tensor) -> Tensor:
+    stacked, tokens, source = x_MRS.shape
+    if tokens > 1 or x_MRS.is_cuda:
+        return torch.baddbmm(bias_M1D, x_MRS, weight_MSD)
+    # A matrix times one vector is a weighted sum of its rows, and a CPU sums rows nearly as fast as it reads them:
+    # a third less time than its batched product takes (float32, 32 x 288 x 288, AMD Zen 5).
+    row_MS = torch.arange(stacked * source, device=x_MRS.device).view(stacked, source)
+    y_MD = F.embedding_bag(row_MS, weight_MSD.flatten(0, 1), per_sample_weights=x_MRS[:, 0], mode="sum")
+    return y_MD[:, None] + bias_M1D
 
 
 def _parameters(mapper: Mapper) -> list[Tensor]:

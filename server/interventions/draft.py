@@ -87,11 +87,14 @@ class Draft:
                 sites = [site for site in resolved.sites if site.layer >= lowest]
                 if not offsets or not sites:
                     continue
-                in_prompt = sum(row.start + offset < row.prompt_len for offset in offsets)
+                prompt_left = row.prompt_len - row.start
+                in_prompt = sum(offset < prompt_left for offset in offsets) if prompt_left > 0 else 0
                 touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt, len(sites)))
                 member = Member(row.index, active, [row.first + offset for offset in offsets])
                 for site in sites:
-                    turn = turns[site] = turns.get(site, -1) + 1
+                    turn = turns.get(site, 0)
+                    if len(row.interventions) > 1:
+                        turns[site] = turn + 1
                     effect = resolved.effects[site]
                     kind = Kind(resolved.operation, effect.shape if isinstance(effect, Tensor) else family_of(effect))
                     steps.setdefault((site, turn), {}).setdefault(kind, []).append(member)

@@ -39,13 +39,7 @@ class Group:
             if len(self.uses) == 1:
                 return operations.switch(h_KD, self.uses[0].mapper, self.strength_K)
             return operations.switch(h_KD, lambda x_KD: bank.apply(self.place, self.uses, x_KD), self.strength_K)
-        if self.operation == "add":
-            return operations.add(h_KD, self.v_KD, self.strength_K)
-        if self.operation == "ablate":
-            return operations.ablate(h_KD, self.v_KD, self.strength_K)
-        assert self.low_K is not None
-        assert self.high_K is not None
-        return operations.clamp(h_KD, self.v_KD, self.strength_K, self.low_K, self.high_K)
+        return operations.steer(self.operation, h_KD, self.v_KD, self.strength_K, self.low_K, self.high_K)
 
     def parts(self) -> tuple[Group, ...]:
         """One group for each mapper, with spans within this group: what is left to try when computing it raised."""

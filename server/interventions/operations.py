@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.linalg import vecdot, vector_norm
 
+from server.types import Operation
+
 
 def unit(v_KD: Tensor) -> Tensor:
     """``v / |v|``, which :func:`ablate` and :func:`clamp` take: made once for a plan, not at every step."""
@@ -38,6 +40,25 @@ def clamp(h_KD: Tensor, unit_KD: Tensor, strength_K: Tensor, low_K: Tensor, high
     projection_K = vecdot(h_KD, unit_KD)
     share_K = strength_K * (torch.clamp(projection_K, low_K, high_K) - projection_K)
     return torch.addcmul(h_KD, share_K[:, None], unit_KD)
+
+
+def steer(
+    operation: Operation,
+    h_KD: Tensor,
+    v_KD: Tensor,
+    strength_K: Tensor,
+    low_K: Tensor | None = None,
+    high_K: Tensor | None = None,
+) -> Tensor:
+    """One of the operations along a direction by its name, for ``v_KD`` as that operation takes it."""
+    if operation == "add":
+        return add(h_KD, v_KD, strength_K)
+    if operation == "ablate":
+        return ablate(h_KD, v_KD, strength_K)
+    assert operation == "clamp"
+    assert low_K is not None
+    assert high_K is not None
+    return clamp(h_KD, v_KD, strength_K, low_K, high_K)
 
 
 def switch(h_KD: Tensor, mapper: Callable[[Tensor], Tensor], strength_K: Tensor) -> Tensor:

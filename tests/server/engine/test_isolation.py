@@ -13,6 +13,8 @@ from server.types import NONE, Apply, Failed, Finished, Positions, SamplingParam
 from tests.server.engine.conftest import greedy, record_logits, tiny_model
 from tests.server.engine.interventions import direction, switch, vector
 
+pytestmark = pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
+
 
 def mixed_interventions() -> list[tuple]:
     """32 different settings: off, switches of several kinds and strengths, vectors, windows, several at once."""

@@ -25,6 +25,8 @@ SETTINGS = {
     "generation": (vector("add", (2,), 3.0, apply=Apply(prompt=NONE)),),
 }
 
+pytestmark = pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
+
 
 @pytest.fixture(scope="module", params=["llama", "gemma3", "gpt2", "qwen2-sliding"])
 def expected(request):

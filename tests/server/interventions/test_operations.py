@@ -89,3 +89,11 @@ def test_a_row_of_nan_stays_its_own(name, h, v):
     others = [0, 1, 3, 4]
     assert torch.equal(run(spoilt)[others], run(h)[others])
     assert run(spoilt)[2].isnan().all()
+
+
+def test_an_operation_by_its_name(h, v):
+    unit, low, high = operations.unit(v), torch.full((K,), -0.1), torch.full((K,), 0.1)
+    assert torch.equal(operations.steer("add", h, v, STRENGTH), operations.add(h, v, STRENGTH))
+    assert torch.equal(operations.steer("ablate", h, unit, STRENGTH), operations.ablate(h, unit, STRENGTH))
+    clamped = operations.clamp(h, unit, STRENGTH, low, high)
+    assert torch.equal(operations.steer("clamp", h, unit, STRENGTH, low, high), clamped)

@@ -130,34 +130,6 @@ def test_nothing_asked_is_an_empty_plan():
     assert not plan.touched
 
 
-def test_counts_only_rows_that_did_not_fail():
-    rows = rows_of((vector(layers=(0, 2)),), (vector(layers=(0, 2)),))
-    BatchPlan.build(rows, len(rows) * TOKENS, "cpu").commit(failed={1})
-    assert [(r.interventions[0].prompt_tokens, r.interventions[0].generated_tokens) for r in rows] == [(4, 2), (0, 0)]
-
-
-def test_a_plan_says_how_often_it_may_be_used_again():
-    """Against rebuilding: the plan of each following decode step is the same for ``repeats`` steps, and then not."""
-
-    def planned(interventions, step):
-        rows = [PlanRow(0, 0, 4 + step, 1, 4, interventions)]
-        return [touched.intervention for touched in BatchPlan.build(rows, 1, "cpu").touched]
-
-    spans = [Positions("window", 2, 5), Positions("listed", indices=(3, 4, 9)), Positions("window", 6, None), NONE]
-    (row,) = rows_of([vector(apply=Apply(NONE, span), strength=s) for span in spans for s in (1.0, 0.0)])
-    for used in ([0], [2], [4], [6], [0, 2, 4, 6], [1, 3, 5, 7]):
-        interventions = [row.interventions[i] for i in used]
-        for step in range(12):
-            repeats = BatchPlan.build([PlanRow(0, 0, 4 + step, 1, 4, interventions)], 1, "cpu").repeats
-            same = [planned(interventions, later) == planned(interventions, step) for later in range(step, 20)]
-            assert repeats + 1 >= 1000 if all(same) else repeats + 1 == same.index(False)
-
-
-def test_a_plan_for_a_prompt_is_used_once():
-    assert BatchPlan.build(rows_of((vector(),)), TOKENS, "cpu").repeats == 0
-    assert BatchPlan.build(rows_of((), (vector(strength=0.0),)), 2 * TOKENS, "cpu").repeats > 1000
-
-
 def test_few_tokens_of_many_mappers_share_a_product_and_long_prompts_do_not():
     settings = [[switch(seed=seed)] for seed in range(4)]
     meters = MeterBank("cpu")
