@@ -48,8 +48,8 @@ def test_tokens_are_numbered_from_the_rows_first():
     draft = Draft.collect([PlanRow(3, 20, 1, 6, 4, begun(vector(apply=apply)))])
     ((member,),) = draft.steps[Site(1), 0].values()
     assert (member.row, member.tokens) == (3, [21, 22, 24])
-    ((_, _, prompt_tokens, generated_tokens),) = draft.touched
-    assert (prompt_tokens, generated_tokens) == (2, 1)
+    ((_, _, prompt_tokens, generated_tokens, sites),) = draft.touched
+    assert (prompt_tokens, generated_tokens, sites) == (2, 1, 1)
 
 
 def test_counts_only_rows_that_did_not_fail():
