@@ -40,6 +40,11 @@ def family_of(mapper: Mapper) -> Family:
     return id(mapper)
 
 
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is not below ``count`` (at least 1): room that need not grow at every step."""
+    return 1 << (count - 1).bit_length()
+
+
 @dataclass(frozen=True, slots=True)
 class _Arrangement:
     """Where the tokens of one group go in a batch of ``M x R``, and where they come back from; None is "in order"."""
@@ -66,7 +71,7 @@ class MapperStack:
 
         A mapper that is not asked for may lose its slot.
         """
-        reach = 2 * len(mappers) if self._capacity is None else self._capacity
+        reach = self._capacity or power_of_two(len(mappers))
         found = {id(held()): slot for slot, held in enumerate(self._held[:reach]) if held is not None and held()}
         slots = {id(mapper): found[id(mapper)] for mapper in mappers if id(mapper) in found}
         missing = [mapper for mapper in mappers if id(mapper) not in slots]
@@ -94,7 +99,7 @@ class MapperStack:
         if slots <= len(self._held):
             return
         self._residual = like.config.residual
-        slots = self._capacity or 1 << (slots - 1).bit_length()
+        slots = self._capacity or power_of_two(slots)
         grown = [weight.new_zeros(slots, *weight.shape) for weight in _parameters(like)]
         for new, old in zip(grown, self._weights, strict=False):
             new[: len(old)] = old
@@ -106,7 +111,7 @@ class MapperBank:
     """One stack for each place where different mappers of a family meet; belongs to one thread.
 
     A stack copies a mapper's weights once, when it first takes part, and keeps them while the live set changes around
-    it: memory is at most twice that of the mappers that ever met there, given back after 256 plans without them.
+    it. Its memory is less than twice that of the most mappers that met there, given back after 256 plans without it.
     """
 
     def __init__(self) -> None:

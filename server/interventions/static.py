@@ -31,7 +31,7 @@ from torch import Tensor
 from mappers.modules import Mapper
 from mappers.sites import Site
 from server.interventions import operations
-from server.interventions.bank import MapperStack
+from server.interventions.bank import MapperStack, power_of_two
 from server.interventions.draft import Draft, Kind, Member, PlanRow, Touched, commit
 from server.interventions.meter import MeterBank, relative_change
 
@@ -62,7 +62,7 @@ class Step:
         users = _by_mapper(site, members)
         if len(users) == 1:
             return cls(site, turn, kind, mappers=1)
-        return cls(site, turn, kind, _power(len(users)), _power(max(map(len, users.values()))))
+        return cls(site, turn, kind, power_of_two(len(users)), power_of_two(max(map(len, users.values()))))
 
     def has_room(self, needed: Step) -> bool:
         """Whether this step of the same kind has the room of ``needed``."""
@@ -276,7 +276,3 @@ def _by_mapper(site: Site, members: Iterable[Member]) -> dict[int, list[Member]]
 
 def _mapper(site: Site, member: Member) -> Mapper:
     return cast(Mapper, member.active.resolved.effects[site])
-
-
-def _power(count: int) -> int:
-    return 1 << (count - 1).bit_length()

@@ -8,7 +8,7 @@ import torch
 
 from mappers.mapper_config import MapperConfig
 from mappers.modules import AutoencoderMapper
-from server.interventions.bank import MapperBank, MapperStack, Use, family_of
+from server.interventions.bank import MapperBank, MapperStack, Use, family_of, power_of_two
 from tests.server.engine.interventions import WIDTH, mapper
 
 
@@ -72,6 +72,11 @@ def test_few_of_many_do_not_pay_for_all():
     stack, made = MapperStack(), [mapper(seed=seed) for seed in range(32)]
     stack.place(made)
     assert max(stack.place(made[-3:])) < 6
+
+
+@pytest.mark.parametrize(("count", "room"), [(1, 1), (2, 2), (3, 4), (4, 4), (17, 32)])
+def test_powers_of_two(count, room):
+    assert power_of_two(count) == room
 
 
 def test_nan_in_one_mapper_or_token_stays_there():
