@@ -10,9 +10,10 @@ STAMP := $(VENV)/.installed
 PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
 BENCH_ARGS ?=
+PEERS ?=
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test lint style types imports containers scripts bench lock clean
+.PHONY: help setup quickstart test lint style types imports containers scripts bench bench-peers lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,9 +51,13 @@ containers: $(STAMP)
 
 scripts:
 	bash -n .ci/run
+	bash -n benchmarks/peers.sh
 
-bench: $(STAMP) ## Measure this machine
+bench: $(STAMP) ## Measure this machine (BENCH_ARGS="--quick", or names of suites)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-peers: $(STAMP) ## Install what it is measured against (PEERS="llama-cpp nnsight" for some)
+	PYTHON=$(PYTHON) benchmarks/peers.sh $(PEERS)
 
 lock: ## Write requirements.lock again from the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-lock

@@ -1,79 +1,102 @@
-"""``python -m benchmarks``: prints a table and writes ``benchmarks/results/simultaneous.json``."""
+"""``python -m benchmarks``, which is also ``make bench`` and ``interlock bench``."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import platform
-import statistics
-import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
-from rich.table import Table
 
-from benchmarks.simultaneous import contenders
-from benchmarks.workload import SHAPES
+from benchmarks.bench import RESULTS, Bench, Options
+from benchmarks.machine import machine
+from benchmarks.report import Cell, Check, Report
+from benchmarks.suites import SUITES
+from benchmarks.tables import cell_table, check_table
 
-RESULTS = Path(__file__).parent / "results"
+MODELS_VARIABLE = "INTERLOCK_BENCH_MODELS"
 
 
 def main() -> None:
-    """Runs every contender in turn, ``--repeats`` times, and reports medians and ratios to ``generate``."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--shapes", nargs="+", default=["15M"], choices=sorted(SHAPES))
-    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32], help="simultaneous requests")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=2)
+    """Runs suites one after the other; each writes its own JSON, so that a broken run can go on by suite."""
+    parser = _parser()
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    console = Console()
-    cells = [measure(shape, rows, arguments.repeats, console) for shape in arguments.shapes for rows in arguments.rows]
-    report = {"benchmark": "simultaneous", "machine": machine(arguments.threads), "cells": cells}
-    RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / "simultaneous.json"
-    file.write_text(json.dumps(report, indent=1) + "\n")
-    console.print(f"written to {file}")
+    if unknown := [name for name in arguments.suites if name not in SUITES]:
+        parser.error(f"no suite {', '.join(unknown)}; there are {', '.join(SUITES)}")
+    console = Console(stderr=arguments.json, highlight=False, markup=False, width=None if os.isatty(1) else 200)
+    if arguments.list:
+        listing = {name: {"summary": suite.summary, "minutes": suite.minutes} for name, suite in SUITES.items()}
+        for name, suite in SUITES.items():
+            console.print(f"{name:<14} {suite.summary} ({suite.minutes:g} min)")
+        if arguments.json:
+            print(json.dumps({"suites": listing}))
+        return
+    options = Options(
+        quick=arguments.quick,
+        repeats=arguments.repeats,
+        threads=arguments.threads,
+        models=arguments.models,
+        out=arguments.out or (RESULTS / "quick" if arguments.quick else RESULTS),
+    )
+    reports = [run_suite(name, options, console) for name in arguments.suites or SUITES]
+    checks = [check for report in reports for check in report.checks]
+    if checks:
+        console.print(check_table(checks))
+    if arguments.json:
+        print(json.dumps({"suites": {report.suite: json.loads(report.model_dump_json()) for report in reports}}))
 
 
-def measure(shape: str, rows: int, repeats: int, console: Console) -> dict[str, Any]:
-    """Tokens a second of every contender, interleaved so that a noisy minute hits all of them."""
-    made = contenders(shape, rows)
-    for run in made.values():
-        run()
-    speeds: dict[str, list[float]] = {name: [] for name in made}
-    for _ in range(repeats):
-        for name, run in made.items():
-            speeds[name].append(run())
-    medians = {name: statistics.median(values) for name, values in speeds.items()}
-    baseline = next(iter(medians.values()))
-    table = Table(title=f"{shape}, {rows} simultaneous requests, float32, median of {repeats}", title_justify="left")
-    for column in ("contender", "tokens/s", "against generate"):
-        table.add_column(column, justify="left" if column == "contender" else "right")
-    for name, speed in medians.items():
-        table.add_row(name, f"{speed:.0f}", f"{speed / baseline:.2f}")
-    console.print(table)
-    return {"shape": shape, "rows": rows, "tokens_per_second": speeds, "median": medians}
+def run_suite(name: str, options: Options, console: Console) -> Report:
+    """Measures one suite, shows each cell when it is there, and keeps what is there so far in its JSON file."""
+    began = time.monotonic()
+    report = Report(
+        suite=name,
+        quick=options.quick,
+        repeats=1 if options.quick else options.repeats,
+        seconds=0.0,
+        complete=False,
+        machine=machine(options.threads),
+    )
+
+    def changed(part: Cell | Check | str) -> None:
+        if not isinstance(part, Check):
+            console.print(cell_table(part) if isinstance(part, Cell) else part)
+        report.write(options.out)
+
+    console.rule(f"{name}: {SUITES[name].summary}")
+    SUITES[name].run(Bench(options, report, changed))
+    report.seconds, report.complete = round(time.monotonic() - began, 1), True
+    console.print(f"{name}: {report.seconds:.0f} s, written to {report.write(options.out)}")
+    return report
 
 
-def machine(threads: int) -> dict[str, Any]:
-    """What the figures depend on."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": version("transformers"),
-        "commit": commit.stdout.strip(),
-        "date": time.strftime("%Y-%m-%d"),
-    }
+def _folder(text: str) -> Path:
+    """Absolute, because workers have a working directory of their own."""
+    return Path(text).expanduser().resolve()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="interlock bench", description="Measure this machine: speed and memory against peers on the same weights."
+    )
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="suites to run (default: all); see --list")
+    parser.add_argument("--list", action="store_true", help="list the suites and the minutes that each takes")
+    parser.add_argument(
+        "--quick", action="store_true", help="tiny models, one repeat: shows that it runs, not how fast"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="repeats of every measurement (default: 5)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
+    parser.add_argument(
+        "--models",
+        type=_folder,
+        default=os.environ.get(MODELS_VARIABLE),
+        help=f"folder that holds stories260K (variable {MODELS_VARIABLE})",
+    )
+    parser.add_argument("--out", type=_folder, help="folder for the JSON files (default: benchmarks/results)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    return parser
 
 
 if __name__ == "__main__":

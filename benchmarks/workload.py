@@ -1,58 +1,141 @@
-"""Models, prompts and interventions that every contender of a benchmark gets alike."""
+"""What every contender of a measurement is asked to do. Equal arguments give equal work.
+
+Token ids change with ``seed`` and nothing else does, so that a repeat is the same work and no cache can know it.
+"""
 
 from __future__ import annotations
 
 import random
-from typing import Any
-
-import torch
-from tokenizers import Tokenizer, models
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-from mappers.architectures import config_digest, discover
-from mappers.loading import LoadedModel
-from mappers.mapper_config import MapperConfig
-from mappers.modules import build_mapper
-from mappers.sites import Site
-from server.interventions.catalog import ResolvedIntervention
-from server.types import Apply
-
-SHAPES: dict[str, dict[str, int]] = {
-    "15M": {"hidden_size": 288, "num_hidden_layers": 6, "num_attention_heads": 6, "intermediate_size": 768},
-    "125M": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 2560},
-}
-VOCAB = 32_000
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 
-def random_llama(shape: str) -> LoadedModel:
-    """A Llama of random weights in float32, vocabulary 32000, tied embeddings."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        **SHAPES[shape], vocab_size=VOCAB, tie_word_embeddings=True, max_position_embeddings=2048, eos_token_id=None
+@dataclass(frozen=True, slots=True)
+class Intervention:
+    """A direction added, or an autoencoder that switches, at the output of block ``layer``; distinct by ``seed``."""
+
+    kind: Literal["vector", "autoencoder"]
+    layer: int
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A prompt, how many tokens to make greedily after it, and when it arrives (seconds from the start)."""
+
+    prompt: tuple[int, ...]
+    new_tokens: int
+    arrival_s: float = 0.0
+    interventions: tuple[Intervention, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """Requests in the order of arrival.
+
+    ``one_at_a_time`` sends each when the one before has ended, whatever its arrival; ``primer`` is done before and is
+    not measured. Without ``hooks``, an engine that intervenes through hooks has them off the model for this work.
+    """
+
+    requests: tuple[Request, ...]
+    one_at_a_time: bool = False
+    primer: tuple[Request, ...] = ()
+    hooks: bool = True
+
+    @property
+    def longest(self) -> int:
+        """Positions that the longest request needs."""
+        return max(len(request.prompt) + request.new_tokens for request in (*self.primer, *self.requests))
+
+    def warm_up(self) -> Work:
+        """The same prompts all at once, with two tokens after each."""
+        return replace(self, requests=tuple(replace(r, arrival_s=0.0, new_tokens=2) for r in self.requests))
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTrace:
+    """What became of a request: when it was sent and when each of its tokens was there (seconds from the start)."""
+
+    sent_s: float
+    times_s: tuple[float, ...]
+    tokens: tuple[int, ...]
+
+
+Intervene = Callable[[int], Sequence[Intervention]]
+
+
+def nothing(_index: int) -> Sequence[Intervention]:
+    """No intervention on any request."""
+    return ()
+
+
+def equal(count: int, prompt: int, new_tokens: int, vocab: int, seed: int = 0, intervene: Intervene = nothing) -> Work:
+    """``count`` requests of one length at the same time."""
+    return lengths([prompt] * count, new_tokens, vocab, seed, intervene)
+
+
+def lengths(prompts: Iterable[int], new_tokens: int, vocab: int, seed: int = 0, intervene: Intervene = nothing) -> Work:
+    """Requests with prompts of these lengths at the same time."""
+    tokens = random.Random(f"tokens {seed}")
+    return Work(
+        tuple(
+            Request(_ids(tokens, length, vocab), new_tokens, 0.0, tuple(intervene(index)))
+            for index, length in enumerate(prompts)
+        )
     )
-    model: Any = LlamaForCausalLM(config)
-    model.requires_grad_(False)
-    model.eval()
-    vocabulary = {f"t{i} ": i for i in range(VOCAB)}
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(vocabulary, unk_token="t0 ")))
-    return LoadedModel(model, tokenizer, discover(model), shape, config_digest(config))
 
 
-def prompts(count: int, length: int) -> list[list[int]]:
-    """Random token ids, the same on every call."""
-    rng = random.Random(count)
-    return [[rng.randrange(VOCAB) for _ in range(length)] for _ in range(count)]
+def staggered(
+    count: int,
+    per_second: float,
+    prompt: tuple[int, int],
+    new_tokens: tuple[int, int],
+    vocab: int,
+    seed: int = 0,
+    intervene: Intervene = nothing,
+) -> Work:
+    """Poisson arrivals; lengths of prompts and answers are uniform in the (inclusive) ranges."""
+    shape, tokens = random.Random("shape"), random.Random(f"tokens {seed}")
+    now, requests = 0.0, []
+    for index in range(count):
+        ids = _ids(tokens, shape.randint(*prompt), vocab)
+        requests.append(Request(ids, shape.randint(*new_tokens), now, tuple(intervene(index))))
+        now += shape.expovariate(per_second)
+    return Work(tuple(requests))
 
 
-def autoencoder_switch(width: int, layer: int) -> ResolvedIntervention:
-    """A residual autoencoder of the paper's width (hidden = d), as a switch of strength 1."""
-    mapper = build_mapper(MapperConfig(kind="autoencoder", d_source=width, d_target=width, residual=True))
-    effects = {Site(layer): mapper.requires_grad_(False).eval()}
-    return ResolvedIntervention("switch", "bench", "bench", tuple(effects), 1.0, Apply(), effects)
+def chats(
+    count: int,
+    system: int,
+    tail: tuple[int, int],
+    new_tokens: int,
+    vocab: int,
+    seed: int = 0,
+    intervene: Intervene = nothing,
+) -> Work:
+    """Chats one after the other behind one system prompt, which a chat that is not measured has sent before."""
+    shape, tokens = random.Random("shape"), random.Random(f"tokens {seed}")
+    prefix = _ids(random.Random("system prompt"), system, vocab)
+    requests = [
+        Request(prefix + _ids(tokens, shape.randint(*tail), vocab), new_tokens, 0.0, tuple(intervene(index)))
+        for index in range(count)
+    ]
+    primer = Request(prefix + _ids(tokens, tail[1], vocab), 2)
+    return Work(tuple(requests), one_at_a_time=True, primer=(primer,))
 
 
-def vector(width: int, layer: int, seed: int) -> ResolvedIntervention:
-    """A small random direction, distinct for each ``seed``."""
-    v_D = torch.randn(width, generator=torch.Generator().manual_seed(seed)) * 0.01
-    effects = {Site(layer): v_D}
-    return ResolvedIntervention("add", f"v{seed}", f"v{seed}", tuple(effects), 1.0, Apply(), effects)
+def work_from_json(data: Mapping[str, Any]) -> Work:
+    """The inverse of :func:`dataclasses.asdict` after a journey as JSON."""
+    requests, primer = ([_request(request) for request in data[key]] for key in ("requests", "primer"))
+    return Work(tuple(requests), bool(data["one_at_a_time"]), tuple(primer), bool(data["hooks"]))
+
+
+def _request(data: Mapping[str, Any]) -> Request:
+    interventions = tuple(Intervention(**intervention) for intervention in data["interventions"])
+    return Request(tuple(data["prompt"]), int(data["new_tokens"]), float(data["arrival_s"]), interventions)
+
+
+def _ids(source: random.Random, count: int, vocab: int) -> tuple[int, ...]:
+    """Ids from 4 up: what lies below is special in the small models that others trained."""
+    return tuple(source.randrange(4, vocab) for _ in range(count))

@@ -6,7 +6,7 @@ None to leave the output as it is. Hooks hold no policy and look up no global.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -46,6 +46,17 @@ def block_outputs(stack: DecoderStack, callbacks: Mapping[Site, BlockCallback]) 
         yield
     finally:
         handle.remove()
+
+
+@contextmanager
+def recorded_inputs(modules: Iterable[nn.Module]) -> Iterator[dict[nn.Module, list[Tensor]]]:
+    """What each module is given first, call by call, while the ``with`` block lasts; kept alive by the mapping."""
+    seen: dict[nn.Module, list[Tensor]] = {module: [] for module in modules}
+    handles = [module.register_forward_pre_hook(lambda module, args: seen[module].append(args[0])) for module in seen]
+    try:
+        yield seen
+    finally:
+        HookHandle(handles).remove()
 
 
 def _hook(callback: BlockCallback) -> Callable[[nn.Module, Any, Any], Any]:

@@ -34,9 +34,11 @@ def load_model(
     *,
     dtype: torch.dtype | Literal["auto"] = torch.float32,
     device: str | torch.device = "cpu",
+    quantization: Any | None = None,
     trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Loads model and tokenizer; parameters do not require gradients. ``dtype`` "auto" keeps the checkpoint's.
+    ``quantization`` is a configuration of transformers, which then quantises while it loads.
 
     Raises ModelLoadError where nothing usable is at ``location`` (a folder, or a hub id), and UnsupportedArchitecture
     before any weight is read where the configuration shows that the model cannot be served exactly.
@@ -49,8 +51,9 @@ def load_model(
             raise ValueError("its config asks to run code of its own (auto_map), which takes --trust-remote-code")
         refuse_inexact(config)
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
         model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+            location, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **placed
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelLoadError(
@@ -58,7 +61,9 @@ def load_model(
             "*.safetensors and tokenizer.json, or a hub id"
         ) from error
     model.requires_grad_(False)
-    model.eval().to(device)
+    model.eval()
+    if quantization is None:
+        model.to(device)
     name = Path(location).resolve().name if Path(location).exists() else location.rsplit("/", 1)[-1]
     return LoadedModel(model, tokenizer, discover(model), name, config_digest(model.config))
 

@@ -23,8 +23,15 @@ def print_banner(console: Console, settings: Settings, model: ModelInfo, limits:
 def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str) -> dict[str, str]:
     return {
         "model": f"{model.name} ({model.architecture}, {model.layers} layers of width {model.width})",
-        "runs on": f"{model.device}, {model.dtype}",
+        "runs on": f"{model.device}, {model.dtype}" + (f" ({model.dtype_reason})" if model.dtype_reason else ""),
         "places": f"{limits.max_batch} running, {limits.max_waiting} waiting, {limits.context} tokens each",
+        "memory": ", ".join(
+            (
+                f"weights {_size(limits.memory.weights)}",
+                f"keys and values at most {_size(limits.memory.kv)}",
+                f"reusable prefixes at most {_size(limits.memory.prefixes)}",
+            )
+        ),
         "safety switch": settings.switch or "none by default; requests may name one",
         "references": ", ".join(settings.references) or "none",
         "access": _access(settings),
@@ -32,6 +39,10 @@ def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str)
         "url": f"{url}/v1",
         "try": f"curl {url}/v1/capabilities, or {url}/docs in a browser",
     }
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _access(settings: Settings) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from server.types import GenerationInfo, Receipt
+from server.types import EngineStats, GenerationInfo, MemoryPlan, Receipt
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -42,6 +42,14 @@ class Metrics:
 
         self._running = gauge("num_requests_running", "Rows being computed")
         self._waiting = gauge("num_requests_waiting", "Rows waiting for a place in the batch")
+        self._kv_usage = gauge(
+            "kv_cache_usage_perc", "Share of the memory for keys and values that is promised, 0 to 1"
+        )
+        self._prefix_bytes = gauge("prefix_cache_bytes", "Memory that reusable prefixes take")
+        self._prefix_queries = counter("prefix_cache_queries", "Prompt tokens that were looked up")
+        self._prefix_hits = counter("prefix_cache_hits", "Prompt tokens that were reused in all layers")
+        self._prefix_resumed = counter("prefix_cache_resumed", "Prompt tokens that were reused in the lower layers")
+        self._seen = EngineStats()
         self.prompt_tokens = counter("prompt_tokens", "Prompt tokens of admitted rows")
         self.generation_tokens = counter("generation_tokens", "Tokens drawn")
         self.first_token = histogram("time_to_first_token_seconds", "Submission to first token", _FIRST_TOKEN_S)
@@ -60,8 +68,14 @@ class Metrics:
             "interlock_intervention_tokens", "Token positions changed", ["model_name", "kind"], registry=registry
         )
 
-    def render(self, generations: Iterable[GenerationInfo]) -> bytes:
-        """The exposition text; ``generations`` are the engine's rows at this moment."""
+    def render(self, generations: Iterable[GenerationInfo], stats: EngineStats, memory: MemoryPlan) -> bytes:
+        """The exposition text; ``generations`` and ``stats`` are the engine's at this moment."""
+        self._kv_usage.set(stats.kv_promised / memory.kv)
+        self._prefix_bytes.set(stats.prefix_bytes)
+        self._prefix_queries.inc(stats.prefix_queries - self._seen.prefix_queries)
+        self._prefix_hits.inc(stats.prefix_hits - self._seen.prefix_hits)
+        self._prefix_resumed.inc(stats.prefix_resumed - self._seen.prefix_resumed)
+        self._seen = stats
         waiting = [generation.state == "waiting" for generation in generations]
         self._waiting.set(sum(waiting))
         self._running.set(len(waiting) - sum(waiting))

@@ -24,7 +24,9 @@ from server.api.app import create_app
 from server.api.services import Services
 from server.banner import print_banner
 from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, owned
-from server.engine.loader import EngineOptions, build_engine, pick_dtype
+from server.engine.linears import install_linears
+from server.engine.loader import EngineOptions, build_engine
+from server.engine.precision import Precision, pick_precision
 from server.interventions.catalog import Catalog
 from server.jobs.attempt import Patience
 from server.jobs.directory import ModelDirectory
@@ -122,9 +124,11 @@ def pick_device(wanted: str) -> str:
 
 
 def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, draining: threading.Event) -> Services:
-    loaded = _load(settings)
-    limits = EngineOptions(settings.max_batch, settings.max_waiting, settings.prefill_tokens, settings.max_context)
-    engine, codec = build_engine(loaded, limits, name=settings.model_name)
+    device = pick_device(settings.device)
+    precision = pick_precision(settings.dtype, device, torch.cpu.get_capabilities())
+    loaded = _load(settings, device, precision)
+    options = _options(settings)
+    engine, codec = build_engine(loaded, options, name=settings.model_name, dtype_reason=precision.reason)
     budget_bytes = settings.artifact_memory_mib * 2**20
     catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength, budget_bytes)
     if settings.switch is not None:
@@ -134,7 +138,7 @@ def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, 
         codec=codec,
         catalog=catalog,
         artifacts=artifacts,
-        jobs=_jobs(settings, database, artifacts, engine.info),
+        jobs=_jobs(settings, database, artifacts, engine.info, precision.training_dtype(loaded.model)),
         policy=Policy(default_switch=settings.switch, max_strength=settings.max_strength),
         keys=KeyRing.first(settings.api_key.get_secret_value() if settings.api_key else None),
         metrics=Metrics(CollectorRegistry(), engine.info.name),
@@ -142,22 +146,38 @@ def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, 
     )
 
 
-def _load(settings: Settings) -> LoadedModel:
+def _options(settings: Settings) -> EngineOptions:
+    return EngineOptions(
+        max_batch=settings.max_batch,
+        max_waiting=settings.max_waiting,
+        prefill_tokens=settings.prefill_tokens,
+        max_context=settings.max_context,
+        kv_bytes=None if settings.kv_memory_mib is None else settings.kv_memory_mib * 2**20,
+        prefix_bytes=None if settings.prefix_memory_mib is None else settings.prefix_memory_mib * 2**20,
+    )
+
+
+def _load(settings: Settings, device: str, precision: Precision) -> LoadedModel:
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    device = pick_device(settings.device)
     try:
-        return load_model(
+        loaded = load_model(
             settings.model,
-            dtype=pick_dtype(settings.dtype, device),
+            dtype=precision.dtype,
             device=device,
+            quantization=precision.quantization,
             trust_remote_code=settings.trust_remote_code,
         )
     except torch.OutOfMemoryError as error:
-        raise ConfigurationError(f"model: {settings.model} does not fit on {device}: use --dtype bfloat16") from error
+        raise ConfigurationError(f"model: {settings.model} does not fit on {device}: use --dtype int8") from error
+    if device == "cpu":
+        install_linears(loaded.model, precision.weight_format)
+    return loaded
 
 
-def _jobs(settings: Settings, database: Database, artifacts: ArtifactStore, model: ModelInfo) -> JobService:
+def _jobs(
+    settings: Settings, database: Database, artifacts: ArtifactStore, model: ModelInfo, training_dtype: str
+) -> JobService:
     if model.name in settings.references:
         raise ConfigurationError(f"references: {model.name} is the served model's name: choose another")
     for name, place in settings.references.items():
@@ -168,7 +188,7 @@ def _jobs(settings: Settings, database: Database, artifacts: ArtifactStore, mode
     execution = Execution.model_validate(
         {
             "device": model.device,
-            "dtype": model.dtype,
+            "dtype": training_dtype,
             "trust_remote_code": settings.trust_remote_code,
             "threads": max(1, (settings.threads or os.cpu_count() or 1) // 2),
         }

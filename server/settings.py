@@ -33,6 +33,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 
 Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=96)]
 Location = Annotated[str, Field(min_length=1, max_length=4096)]
+DtypeSetting = Literal["auto", "float32", "bfloat16", "float16", "int8", "int4"]
 
 
 class ConfigurationError(InterlockError):
@@ -80,8 +81,8 @@ class Settings(BaseSettings):
     drain_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 30.0
     """Seconds that running requests get to finish after SIGTERM."""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Number format of the weights. auto: the model's own on a GPU, float32 on a CPU."""
+    dtype: DtypeSetting = "auto"
+    """Number format of the weights. auto: the model's own on a GPU; on a CPU bfloat16 if it is native, else float32."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where the model runs. auto: the GPU where there is one."""
     threads: Annotated[int, Field(ge=1, le=1024)] | None = None
@@ -92,8 +93,12 @@ class Settings(BaseSettings):
     """Requests that may wait for a place; more are answered 429."""
     max_context: Annotated[int, Field(ge=2, le=16_777_216)] | None = None
     """Most tokens of prompt and answer together. Default: what the model was made for."""
-    prefill_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 512
-    """Prompt tokens read in one step, so that a long prompt does not hold up running answers."""
+    prefill_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
+    """Prompt tokens read in one step beside running answers, so that a long prompt does not hold them up."""
+    kv_memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
+    """Memory for keys and values of running requests. Default: max_batch whole contexts, as far as memory is free."""
+    prefix_memory_mib: Annotated[int, Field(ge=0, le=16_777_216)] | None = None
+    """Memory for prompt prefixes that later requests reuse; 0 turns reuse off. Default: a tenth of what is free."""
     max_strength: Annotated[float, Field(gt=0, le=1000, allow_inf_nan=False)] = 100.0
     """Largest absolute strength a request may ask for."""
     artifact_memory_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 1024

@@ -118,10 +118,9 @@ class TokensGenerated:
 class Receipt:
     """What one intervention really did to one request.
 
-    Token counts are positions touched at the first of ``sites``, those included whose keys and values were reused from
-    an earlier computation under the same intervention. ``mean_relative_change`` is the mean of ``|h' - h| / |h|`` over
-    the touched tokens that this request computed and over sites; 0 where it computed none. ``gate_hits`` is None for an
-    intervention without a gate.
+    ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``, as far as they were
+    computed for this request. Token counts are positions touched at the first of ``sites``, reused ones included.
+    ``gate_hits`` is None for an intervention without a gate.
     """
 
     kind: str
@@ -137,12 +136,13 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The generation ended well; always the last event."""
+    """The generation ended well; always the last event. ``cached_tokens`` of the prompt were reused, not computed."""
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     receipts: tuple[Receipt, ...]
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,18 +169,45 @@ class GenerationInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """Bytes: weights as loaded, keys and values of running requests, and prefixes kept for later ones."""
+
+    weights: int
+    kv: int
+    prefixes: int
+
+
+@dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of the engine: rows computed at once, rows waiting, tokens a row may hold, prompt tokens a step."""
+    """Bounds of the engine: rows computed at once, rows waiting, tokens a row holds, prompt tokens a step, memory."""
 
     max_batch: int
     max_waiting: int
     context: int
     prefill_tokens: int
+    memory: MemoryPlan
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Memory of keys and values promised to running rows and held by prefixes (bytes), and prompt tokens since start.
+
+    ``prefix_queries`` prompt tokens were looked up, ``prefix_hits`` reused whole, ``prefix_resumed`` in lower layers.
+    """
+
+    kv_promised: int = 0
+    prefix_bytes: int = 0
+    prefix_queries: int = 0
+    prefix_hits: int = 0
+    prefix_resumed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys."""
+    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys.
+
+    ``dtype`` is that of the weights: a torch dtype, int8 or int4. ``dtype_reason`` is empty where the operator chose.
+    """
 
     name: str
     architecture: str
@@ -191,3 +218,4 @@ class ModelInfo:
     dtype: str
     device: str
     config_digest: str
+    dtype_reason: str = ""

@@ -20,6 +20,7 @@ COMMANDS = {
     "serve": "Serve a model over HTTP, with switches and steering vectors per request.",
     "jobs": "Submit background jobs to a running server and watch them.",
     "artifacts": "List, import and export switches, vectors, mappers and datasets.",
+    "bench": "Measure this machine: speed and memory against peers on the same weights.",
     "organisms": "Build the small models with planted behaviour.",
     "health": "Ask whether a server is ready; exit code 0 means yes.",
     "version": "Print the versions of Interlock and of what it runs on.",

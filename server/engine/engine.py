@@ -25,6 +25,7 @@ from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFo
 from server.interventions.active import ActiveIntervention
 from server.types import (
     EngineLimits,
+    EngineStats,
     ErrorCode,
     Event,
     Failed,
@@ -60,7 +61,14 @@ class Engine:
         self._runner = runner
         self._codec = codec
         self._eos_ids = eos_ids
-        self._scheduler = Scheduler(limits.max_batch, limits.prefill_tokens)
+        self._scheduler = Scheduler(
+            limits.max_batch,
+            limits.prefill_tokens,
+            budget=limits.memory.kv,
+            cost=lambda row: runner.cache.row_bytes(_tokens_at_most(row.request)),
+            may_start=runner.reuse.may_start,
+            start=runner.reuse.start,
+        )
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._rows: dict[str, Row] = {}
         # Re-entrant: a sink, which is called under it, may cancel.
@@ -135,6 +143,11 @@ class Engine:
             for row in rows
         ]
 
+    def stats(self) -> EngineStats:
+        """Figures of this moment; other threads may read them while the engine goes on."""
+        counts, held = self._runner.reuse.counts, self._runner.reuse.prefixes.nbytes
+        return EngineStats(self._scheduler.promised, held, counts.asked, counts.reused, counts.resumed)
+
     def drain(self, timeout_s: float) -> None:
         """Takes no more requests and waits for the running ones; those left after ``timeout_s`` fail with shutdown."""
         with self._lock:
@@ -161,7 +174,6 @@ class Engine:
     def step(self) -> bool:
         """One forward; False when nothing was to be done."""
         batch = self._scheduler.next_batch()
-        self._runner.rearrange(self._scheduler.take_moves(), self._scheduler.live)
         if batch is None:
             return False
         try:
@@ -204,6 +216,7 @@ class Engine:
         if row.released:
             return
         row.interventions = [ActiveIntervention.begin(r, self._runner.meters) for r in row.request.interventions]
+        self._runner.reuse.admit(row)
         self._scheduler.submit(row)
 
     def _change(self, row: Row, update: InterventionUpdate) -> None:
@@ -227,6 +240,8 @@ class Engine:
             row.ended += old
         row.interventions = current
         row.revision += 1
+        # What is known of positions that were not computed yet was known for the settings before.
+        row.known_until = row.computed
 
     def _draw(self, result: StepResult) -> tuple[list[int], list[TokenLogprob | None]]:
         if not result.ready:
@@ -254,6 +269,8 @@ class Engine:
             if token < 0 or spoilt or any(math.isnan(scored.logprob) for scored in row.prompt_logprobs):
                 self._fail(row, "non_finite", "the model's output is not finite; lower the strength of the steering")
                 continue
+            if row.generated == 0:
+                self._runner.reuse.publish(row)
             if row.generated == 0 and row.request.sampling.prompt_logprobs is not None:
                 self._emit(row, PromptScored(tuple(row.prompt_logprobs)))
             if row.request.sampling.max_tokens == 0:
@@ -280,8 +297,9 @@ class Engine:
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
         counts = (row.prompt_len, row.generated)
+        self._runner.reuse.publish(row)
         receipts = tuple(active.end(self._runner.meters) for active in row.take_interventions())
-        self._emit(row, Finished(reason, *counts, receipts))
+        self._emit(row, Finished(reason, *counts, receipts, row.reused))
         self._release(row)
 
     def _fail(self, row: Row, code: ErrorCode, message: str) -> None:
@@ -321,6 +339,7 @@ class Engine:
             if self._rows.get(row.request.id) is row:
                 del self._rows[row.request.id]
         self._scheduler.release(row)
+        self._runner.release(row)
         for active in row.take_interventions():
             active.end(self._runner.meters)
         self._sampling = None
@@ -341,7 +360,7 @@ class Engine:
             raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
         self._check_ids(request.prompt_ids, "prompt")
         self._check_ids(request.sampling.logit_bias, "logit_bias")
-        needed = len(request.prompt_ids) + request.sampling.max_tokens
+        needed = _tokens_at_most(request)
         if needed > self.limits.context:
             raise ContextLengthExceeded(
                 f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} make {needed}, "
@@ -349,7 +368,18 @@ class Engine:
                 param="max_tokens",
             )
 
+        if self._runner.cache.row_bytes(needed) > self.limits.memory.kv:
+            raise ContextLengthExceeded(
+                f"{needed} tokens need more than the {self.limits.memory.kv // 2**20} MiB this server has for keys "
+                "and values: shorten the prompt, lower max_tokens, or start it with a larger --kv-memory-mib",
+                param="max_tokens",
+            )
+
     def _check_ids(self, ids: Collection[int], field: str) -> None:
         """An id without an embedding would raise inside the forward, and end every row of its batch."""
         if ids and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
             raise InvalidRequest(f"token ids must be in [0, {self.info.vocab_size}) for this model", param=field)
+
+
+def _tokens_at_most(request: GenerationRequest) -> int:
+    return len(request.prompt_ids) + request.sampling.max_tokens

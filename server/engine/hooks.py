@@ -6,6 +6,8 @@ over as ``h_BTD``; B times T is N, however the engine packs its rows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import structlog
@@ -19,6 +21,7 @@ from server.interventions.bank import MapperBank
 from server.interventions.groups import Group, Round
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan
+from server.interventions.static import StaticPlan
 
 _log = structlog.get_logger(__name__)
 
@@ -34,6 +37,7 @@ class PlanHooks:
         self._meters = meters
         self._bank = MapperBank()
         self._known_plan = self._plan = EMPTY_PLAN
+        self._static: StaticPlan | None = None
         self._fired: set[Site] = set()
         self._failed: dict[int, str] = {}
         self._handle = attach(stack, {site: partial(self._apply, site) for site in stack.sites})
@@ -55,11 +59,22 @@ class PlanHooks:
         plan.commit(self._failed)
         return self._failed
 
+    @contextmanager
+    def static(self, plan: StaticPlan) -> Iterator[None]:
+        """Within the block every site does what a static plan holds; it keeps its own account of what ran."""
+        self._static = plan
+        try:
+            yield
+        finally:
+            self._static = None
+
     def remove(self) -> None:
         """Takes the hooks off the model for good."""
         self._handle.remove()
 
     def _apply(self, site: Site, h_BTD: Tensor) -> Tensor | None:
+        if self._static is not None:
+            return self._static.apply(site, h_BTD[0])[None]
         if self._plan is EMPTY_PLAN:
             return None
         rounds = self._plan.rounds.get(site)

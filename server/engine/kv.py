@@ -1,140 +1,269 @@
-"""Keys and values of all rows, behind transformers' cache interface.
+"""Keys and values of all rows.
 
-Shapes: S slots, H key-value heads, C column capacity, E head size, B rows of a forward, Q new tokens a row, T columns
-attended. One request is one slot; column ``p`` of a slot belongs to position ``p`` of its text.
+A prompt that is being read has memory of its own (:class:`PromptKv`). A row that decodes has a :class:`Slot` in the
+:class:`Pool` of its length class, and moves to the next class when it outgrows it: a decode step reads each pool
+through one view, and no row pays for a longer one. Layers with a sliding window keep a ring of that many columns.
+
+Shapes: L layers of one kind, S slots, H key-value heads, C columns, E key and F value head size, P tokens of a prompt.
+Column ``p % C`` of a slot belongs to position ``p`` of its text. Columns that no position owns are zero: a masked
+column weighs 0, but 0 times a NaN left there would be NaN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache
 
-from server.engine.scheduler import Move
+if TYPE_CHECKING:
+    from server.engine.row import Row
 
-_SLOT_STEP = 4
-_COLUMN_STEP = 64
+_SMALLEST_CLASS = 64
+_SPARE_SLOTS = 2
 
 
 @dataclass(frozen=True, slots=True)
-class KvWindow:
-    """Where the next forward writes and what it attends.
+class LayerShape:
+    """What a layer keeps for each token, and for how many of the last tokens (``window``; None: for all)."""
 
-    ``slots`` are the batch's slots in order, ``columns_BQ`` the column of every new token, ``attended`` the number T of
-    columns that are read.
+    heads: int
+    key_size: int
+    value_size: int
+    window: int | None
+    dtype: torch.dtype
+
+    def columns(self, tokens: int) -> int:
+        """Columns that a text of ``tokens`` tokens takes."""
+        return tokens if self.window is None else min(tokens, self.window)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one column."""
+        return self.heads * (self.key_size + self.value_size) * self.dtype.itemsize
+
+
+def capacity_for(tokens: int, context: int) -> int:
+    """Columns of the length class that holds ``tokens``: powers of two, and at last the whole context."""
+    return min(max(_SMALLEST_CLASS, 1 << (tokens - 1).bit_length()), max(context, tokens))
+
+
+def row_bytes(shapes: Sequence[LayerShape], tokens: int, context: int) -> int:
+    """Bytes of keys and values that a row of ``tokens`` tokens takes when it is complete."""
+    capacity = capacity_for(tokens, context)
+    return sum(shape.columns(capacity) * shape.token_bytes for shape in shapes)
+
+
+@dataclass(eq=False, slots=True)
+class PromptKv:
+    """Keys ``(L, H, P, E)`` and values ``(L, H, P, F)`` of one prompt, a pair for each kind of layer.
+
+    ``hidden_PD`` are the outputs of some layers, before any intervention there, for requests that resume above them.
     """
 
-    slots: Sequence[int]
-    columns_BQ: Tensor
-    attended: int
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden_PD: dict[int, Tensor] = field(default_factory=dict)
 
 
-class RowCache(Cache):  # type: ignore[misc]
-    """Grows with what is live: slots and columns are allocated in steps, and freed when the last row leaves.
+@dataclass(eq=False, slots=True)
+class Block:
+    """Keys and values of a few positions, as in :class:`PromptKv`, kept for later prompts."""
 
-    A slot is zeroed when its row leaves: a masked column weighs 0, but 0 times a NaN left there would be NaN.
-    """
-
-    def __init__(self, layers: int) -> None:
-        super().__init__(layers=[])
-        self._keys_SHCE: list[Tensor | None] = [None] * layers
-        self._values_SHCE: list[Tensor | None] = [None] * layers
-        self._slots = 0
-        self._columns = 0
-        self._attended = 0
-        self._view: slice | Tensor = slice(0)
-        self._index_B1: Tensor | None = None
-        self._columns_BQ: Tensor | None = None
+    keys: list[Tensor]
+    values: list[Tensor]
+    hidden_PD: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
-        """Bytes allocated for keys and values."""
-        held = [t for t in (*self._keys_SHCE, *self._values_SHCE) if t is not None]
-        return sum(t.numel() * t.element_size() for t in held)
+        """Bytes held."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.hidden_PD.values()))
 
-    def reserve(self, slots: int, columns: int) -> None:
-        """Makes room for ``slots`` rows of ``columns`` positions; what is there stays."""
-        if slots <= self._slots and columns <= self._columns:
+
+@dataclass(eq=False, slots=True)
+class Slot:
+    """The place of a decoding row in its pool."""
+
+    row: Row
+    pool: Pool
+    index: int
+
+
+class Pool:
+    """The rows of one length class: slots ``0 .. len(slots)`` are taken, without gaps.
+
+    ``keys[kind]`` is ``(L, S, H, C, E)`` and ``values[kind]`` is ``(L, S, H, C, F)``.
+    """
+
+    def __init__(
+        self, kinds: Sequence[tuple[LayerShape, int]], capacity: int, device: torch.device, fixed_slots: int = 0
+    ) -> None:
+        self.capacity = capacity
+        self.slots: list[Slot] = []
+        self._fixed_slots = fixed_slots
+        self.columns = [shape.columns(capacity) for shape, _ in kinds]
+        sizes = [(shape, layers, shape.columns(capacity)) for shape, layers in kinds]
+        self.keys = [
+            torch.zeros(n, fixed_slots, s.heads, c, s.key_size, dtype=s.dtype, device=device) for s, n, c in sizes
+        ]
+        self.values = [
+            torch.zeros(n, fixed_slots, s.heads, c, s.value_size, dtype=s.dtype, device=device) for s, n, c in sizes
+        ]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def add(self, row: Row) -> Slot:
+        """Takes the next slot, empty."""
+        if len(self.slots) == self._room:
+            try:
+                self._resize(len(self.slots) + 1 + max(_SPARE_SLOTS, len(self.slots) // 8))
+            except torch.OutOfMemoryError:
+                self._shrink()
+                raise
+        slot = Slot(row, self, len(self.slots))
+        self.slots.append(slot)
+        return slot
+
+    def remove(self, slot: Slot) -> None:
+        """Gives a slot back: the last one moves into its place, and what it held is overwritten or zeroed."""
+        last = self.slots.pop()
+        for held in (*self.keys, *self.values):
+            if last is not slot:
+                held[:, slot.index] = held[:, last.index]
+            held[:, last.index] = 0
+        if last is not slot:
+            last.index = slot.index
+            self.slots[slot.index] = last
+        self._shrink()
+
+    @property
+    def _room(self) -> int:
+        """Slots that every tensor has: memory may have run out while they were resized one after another."""
+        return min(held.shape[1] for held in (*self.keys, *self.values))
+
+    def _shrink(self) -> None:
+        if self._fixed_slots:
             return
-        slots, columns = _stepped(slots, self._slots, _SLOT_STEP), _stepped(columns, self._columns, _COLUMN_STEP)
-        for held in (self._keys_SHCE, self._values_SHCE):
-            for layer, tensor in enumerate(held):
-                held[layer] = _grown(tensor, slots, columns)
-        # Last: should memory run out on the way, the sizes that hold for every layer are still the old ones.
-        self._slots, self._columns = slots, columns
+        if self._room > 1.5 * len(self.slots) + 2 * _SPARE_SLOTS or not self.slots:
+            # A row must be able to leave where memory has run out; the next one to leave tries again.
+            with suppress(torch.OutOfMemoryError):
+                self._resize(len(self.slots))
 
-    def rearrange(self, moves: Sequence[Move]) -> None:
-        """Carries out the scheduler's moves, in order: copy, swap or clear whole slots.
-
-        A row that was admitted but never computed has a slot without memory; there is nothing to move.
-        """
-        moves = [move for move in moves if max(move.source, move.target) < self._slots]
-        for tensor_SHCE in (*self._keys_SHCE, *self._values_SHCE):
-            if tensor_SHCE is None:
-                continue
-            for move in moves:
-                if move.kind == "clear":
-                    tensor_SHCE[move.target].zero_()
-                elif move.kind == "copy":
-                    tensor_SHCE[move.target] = tensor_SHCE[move.source]
-                else:
-                    tensor_SHCE[[move.source, move.target]] = tensor_SHCE[[move.target, move.source]]
-
-    def release(self) -> None:
-        """Frees all memory; only when no row is live."""
-        self._keys_SHCE = [None] * len(self._keys_SHCE)
-        self._values_SHCE = [None] * len(self._values_SHCE)
-        self._slots = self._columns = 0
-
-    def aim(self, window: KvWindow) -> None:
-        """Says where the forward that follows writes and reads."""
-        first, count, device = window.slots[0], len(window.slots), window.columns_BQ.device
-        contiguous = list(window.slots) == list(range(first, first + count))
-        # Slots in a row are read through a view; only a scattered batch (some prefills) pays for a copy.
-        self._view = slice(first, first + count) if contiguous else torch.tensor(window.slots, device=device)
-        self._index_B1 = torch.tensor(window.slots, device=device)[:, None]
-        self._columns_BQ = window.columns_BQ
-        self._attended = window.attended
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Writes new keys and values ``(B, H, Q, E)`` of a layer and returns what is attended, ``(B, H, T, E)``."""
-        keys_SHCE, values_SHCE = self._keys_SHCE[layer_idx], self._values_SHCE[layer_idx]
-        if keys_SHCE is None or values_SHCE is None:
-            keys_SHCE = self._keys_SHCE[layer_idx] = _empty_like(key_states, self._slots, self._columns)
-            values_SHCE = self._values_SHCE[layer_idx] = _empty_like(value_states, self._slots, self._columns)
-        return self._write(keys_SHCE, key_states), self._write(values_SHCE, value_states)
-
-    def get_seq_length(self, layer_idx: int = 0) -> int:  # noqa: ARG002 - the interface asks for it
-        """Columns attended in this forward, equal in every layer; positions are always passed explicitly."""
-        return self._attended
-
-    def _write(self, held_SHCE: Tensor, new_BHQE: Tensor) -> Tensor:
-        held_SHCE[self._index_B1, :, self._columns_BQ] = new_BHQE.transpose(1, 2)
-        return held_SHCE[self._view, :, : self._attended]
+    def _resize(self, slots: int) -> None:
+        for tensors in (self.keys, self.values):
+            for kind, old_LSHCX in enumerate(tensors):
+                new_LSHCX = old_LSHCX.new_zeros(old_LSHCX.shape[0], slots, *old_LSHCX.shape[2:])
+                kept = min(slots, old_LSHCX.shape[1], len(self.slots))
+                new_LSHCX[:, :kept] = old_LSHCX[:, :kept]
+                tensors[kind] = new_LSHCX
 
 
-def _empty_like(states_BHQE: Tensor, slots: int, columns: int) -> Tensor:
-    _, heads, _, size = states_BHQE.shape
-    return states_BHQE.new_zeros(slots, heads, columns, size)
+class KvCache:
+    """Memory for the keys and values of all rows of one model with layers of ``shapes``.
 
+    With ``fixed_slots`` there is one pool of so many slots of ``context`` columns, which never moves.
+    """
 
-def _stepped(needed: int, held: int, step: int) -> int:
-    """A size for ``needed``, with room so that growing one by one does not copy everything each time."""
-    return held if needed <= held else max(-(-needed // step) * step, held * 5 // 4)
+    def __init__(self, shapes: Sequence[LayerShape], context: int, device: torch.device, fixed_slots: int = 0) -> None:
+        self.kinds = [(shape, shapes.count(shape)) for shape in dict.fromkeys(shapes)]
+        self._context = context
+        self.device = device
+        self._fixed_slots = fixed_slots
+        self._pools: dict[int, Pool] = {}
+        order = [shape for shape, _ in self.kinds]
+        self.place_of_layer = [(order.index(s), shapes[:layer].count(s)) for layer, s in enumerate(shapes)]
+        """For each layer its kind, and its place among the layers of that kind."""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes allocated for rows that decode."""
+        return sum(pool.nbytes for pool in self._pools.values())
 
-def _grown(held_SHCE: Tensor | None, slots: int, columns: int) -> Tensor | None:
-    if held_SHCE is None:
-        return None
-    old_slots, heads, old_columns, size = held_SHCE.shape
-    if slots <= old_slots and columns <= old_columns:
-        return held_SHCE
-    grown_SHCE = held_SHCE.new_zeros(max(slots, old_slots), heads, max(columns, old_columns), size)
-    grown_SHCE[:old_slots, :, :old_columns] = held_SHCE
-    return grown_SHCE
+    @property
+    def pools(self) -> list[Pool]:
+        """Pools that hold rows, from the shortest."""
+        return [pool for _, pool in sorted(self._pools.items()) if pool.slots]
+
+    def row_bytes(self, tokens: int) -> int:
+        """Bytes that a row of ``tokens`` tokens takes when it is complete."""
+        shapes = [shape for shape, layers in self.kinds for _ in range(layers)]
+        return row_bytes(shapes, self._context if self._fixed_slots else tokens, self._context)
+
+    def begin(self, tokens: int) -> PromptKv:
+        """Memory for a prompt of ``tokens`` tokens."""
+        return PromptKv(
+            [self._new(layers, shape, tokens, shape.key_size) for shape, layers in self.kinds],
+            [self._new(layers, shape, tokens, shape.value_size) for shape, layers in self.kinds],
+        )
+
+    def place(self, row: Row, prompt: PromptKv, computed: int) -> Slot:
+        """Moves the first ``computed`` positions of a prompt that has been read to a slot with room for one more."""
+        with self._added(row, computed + 1) as slot:
+            for held, read in zip((*slot.pool.keys, *slot.pool.values), (*prompt.keys, *prompt.values), strict=True):
+                columns = held.shape[3]
+                # The last ones that fit, position p in column p % columns: a ring is written in two pieces.
+                first = max(computed - columns, 0)
+                turn = first % columns
+                later = min(computed, first + columns - turn)
+                held[:, slot.index, :, turn : turn + later - first] = read[:, :, first:later]
+                held[:, slot.index, :, : computed - later] = read[:, :, later:computed]
+        return slot
+
+    def widen(self, slot: Slot, computed: int) -> Slot:
+        """The slot itself, or one in a longer class where it has no room for position ``computed``."""
+        if computed < slot.pool.capacity:
+            return slot
+        with self._added(slot.row, computed + 1) as wider:
+            pools = ((*pool.keys, *pool.values) for pool in (wider.pool, slot.pool))
+            for new, old in zip(*pools, strict=True):
+                new[:, wider.index, :, : old.shape[3]] = old[:, slot.index]
+        slot.pool.remove(slot)
+        return wider
+
+    def load(self, prompt: PromptKv, start: int, block: Block, layers: int) -> None:
+        """Copies the lowest ``layers`` of a block to positions ``start ..`` of a prompt."""
+        known = Counter(kind for kind, _ in self.place_of_layer[:layers])
+        for kind, count in known.items():
+            stop = start + block.keys[kind].shape[2]
+            prompt.keys[kind][:count, :, start:stop] = block.keys[kind][:count]
+            prompt.values[kind][:count, :, start:stop] = block.values[kind][:count]
+
+    def block(self, kv: PromptKv | Slot, start: int, stop: int) -> Block:
+        """A copy of positions ``start .. stop``; of a slot only where no layer has a window."""
+        if isinstance(kv, Slot):
+            pool, index = kv.pool, kv.index
+            return Block(
+                [keys[:, index, :, start:stop].clone() for keys in pool.keys],
+                [values[:, index, :, start:stop].clone() for values in pool.values],
+            )
+        return Block(
+            [keys[:, :, start:stop].clone() for keys in kv.keys],
+            [values[:, :, start:stop].clone() for values in kv.values],
+            {layer: hidden_PD[start:stop].clone() for layer, hidden_PD in kv.hidden_PD.items()},
+        )
+
+    @contextmanager
+    def _added(self, row: Row, tokens: int) -> Iterator[Slot]:
+        """A slot for ``tokens`` tokens, to be filled within the block; given back should that fail."""
+        slot = self._pool(tokens).add(row)
+        try:
+            yield slot
+        except BaseException:
+            slot.pool.remove(slot)
+            raise
+
+    def _pool(self, tokens: int) -> Pool:
+        capacity = self._context if self._fixed_slots else capacity_for(tokens, self._context)
+        if capacity not in self._pools:
+            self._pools[capacity] = Pool(self.kinds, capacity, self.device, self._fixed_slots)
+        return self._pools[capacity]
+
+    def _new(self, layers: int, shape: LayerShape, tokens: int, size: int) -> Tensor:
+        return torch.empty(layers, shape.heads, tokens, size, dtype=shape.dtype, device=self.device)

@@ -11,13 +11,19 @@ from server.engine.request import GenerationRequest
 from server.types import Event, TokenLogprob
 
 if TYPE_CHECKING:
+    from server.engine.kv import PromptKv, Slot
+    from server.engine.prefix import PrefixPlan
     from server.engine.text import RowText
     from server.interventions.active import ActiveIntervention
 
 
 @dataclass(eq=False, slots=True)
 class Row:
-    """A request from admission to release. ``computed`` positions have keys and values in the cache."""
+    """A request from admission to release.
+
+    ``computed`` positions have keys and values in every layer; up to ``known_until`` the lowest ``known_layers`` have
+    them. The first ``reused`` were computed for an earlier request.
+    """
 
     request: GenerationRequest
     sink: Callable[[Event], None]
@@ -25,7 +31,11 @@ class Row:
     rng: random.Random
     tokens: list[int] = field(default_factory=list)
     computed: int = 0
-    slot: int = -1
+    known_layers: int = 0
+    known_until: int = 0
+    reused: int = 0
+    kv: PromptKv | Slot | None = None
+    prefix: PrefixPlan | None = None
     state: Literal["waiting", "prefill", "decode"] = "waiting"
     interventions: list[ActiveIntervention] = field(default_factory=list)
     ended: list[ActiveIntervention] = field(default_factory=list)

@@ -1,11 +1,12 @@
-"""One forward of the stock model over a batch of rows, with the plan of its interventions.
+"""One forward of the stock model over the packed tokens of a batch, with the plan of its interventions.
 
-Shapes: B batch rows, Q new tokens a row (padded), T columns attended, V vocabulary.
+Shapes: N packed tokens, K tokens whose logits are needed, B rows, V vocabulary.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,15 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from mappers.architectures import DecoderStack
+from server.engine.attention import packed_attention
 from server.engine.hooks import PlanHooks
-from server.engine.kv import KvWindow, RowCache
-from server.engine.masks import AttentionMasks
+from server.engine.kv import KvCache, LayerShape, Slot
+from server.engine.layout import StepLayout, place_rows
+from server.engine.prefix import PrefixCache
+from server.engine.resume import BlockGates
+from server.engine.reuse import PrefixReuse
 from server.engine.row import Row
 from server.engine.sampling import token_logprobs
-from server.engine.scheduler import Batch, Move
+from server.engine.scheduler import Batch
+from server.engine.static import StaticDecode
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan, PlanRow
-from server.interventions.positions import active_offsets
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,116 +42,150 @@ class StepResult:
 
 
 class Runner:
-    """Owns the cache and the hooks of one model. Not thread safe: only the engine's thread may call it."""
+    """Owns the cache and the hooks of one model. Not thread safe: only the engine's thread may call it.
 
-    def __init__(self, model: nn.Module, stack: DecoderStack, context: int) -> None:
-        self._model = model
+    ``shapes`` is what each layer keeps for a token; ``prefix_bytes`` the memory for prefixes that are reused. With
+    ``static_rows`` decode steps of up to so many rows are static: captured once and replayed where there is a GPU.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        stack: DecoderStack,
+        shapes: Sequence[LayerShape],
+        context: int,
+        prefix_bytes: int,
+        static_rows: int = 0,
+    ) -> None:
+        self._model: Any = model
         self.stack = stack
-        self._context = context
-        parameter = next(model.parameters())
-        self.device = parameter.device
-        self._masks = AttentionMasks(model.config, parameter.dtype)
+        self.device = next(model.parameters()).device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
-        self.cache = RowCache(stack.layers)
+        self.cache = KvCache(shapes, context, self.device, static_rows)
         self.meters = MeterBank(self.device)
+        self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
+        self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
+        self._static = (
+            StaticDecode(model, self.cache, self._hooks, self.meters, stack.width, static_rows) if static_rows else None
+        )
         self._plan_key: tuple[object, ...] = ()
         self._plan = EMPTY_PLAN
+        self._repeats = 0
+
+    @property
+    def static(self) -> bool:
+        """Whether decode steps are static: slots then stay allocated."""
+        return self._static is not None
 
     @torch.inference_mode()
-    def rearrange(self, moves: list[Move], live: int) -> None:
-        """Carries out slot changes; with no live row left all cache memory is freed."""
-        if live:
-            self.cache.rearrange(moves)
-        elif moves:
-            self.cache.release()
+    def release(self, row: Row) -> None:
+        """Gives back what the row holds; a second call does nothing."""
+        if isinstance(row.kv, Slot):
+            row.kv.pool.remove(row.kv)
+        row.kv = None
+        self.reuse.settle(row)
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> StepResult:
         """Computes the batch's tokens and applies its interventions. Raises what the model raises."""
-        starts = [row.computed for row in batch.rows]
-        width = max(batch.counts)
-        # A shorter row is padded in front, so that the last logits are those needed; its padding is written behind it.
-        padding_B1 = torch.tensor([width - count for count in batch.counts], device=self.device)[:, None]
-        turned_BQ = (torch.arange(width, device=self.device) - padding_B1) % width
-        columns_BQ = torch.tensor(starts, device=self.device)[:, None] + turned_BQ
-        attended = max(starts) + width
-        slots = [row.slot for row in batch.rows]
-        self.cache.reserve(max(slots) + 1, attended)
-        self.cache.aim(KvWindow(slots, columns_BQ, attended))
+        if self._static is not None and batch.phase == "decode":
+            place_rows(batch, self.cache)
+            rows = tuple(slot.row for slot in self.cache.pools[0].slots)
+            if (done := self._static.forward(rows)) is not None:
+                return _decoded(rows, *done)
+        layout = StepLayout.build(batch, self.cache, self.device)
+        ids: list[int] = []
+        positions: list[int] = []
+        for row, count in zip(layout.rows, layout.counts, strict=True):
+            ids += row.tokens[row.computed : row.computed + count]
+            positions += range(row.computed, row.computed + count)
+        kept = [_kept(row, first, count) for row, first, count in zip(*_columns(layout), strict=True)]
+        wanted = [token for tokens in kept for token in tokens] or [len(ids) - 1]
         arguments: dict[str, Any] = {
-            "input_ids": self._input_ids(batch, width),
-            # Padding may lie beyond the context, where learned positions have no entry.
-            "position_ids": columns_BQ.clamp_max(self._context - 1),
-            "attention_mask": self._masks.build(columns_BQ, attended),
-            "past_key_values": self.cache,
-            "use_cache": True,
+            "input_ids": torch.tensor([ids], device=self.device),
+            "position_ids": torch.tensor([positions], device=self.device),
+            "use_cache": False,
         }
+        everything = len(wanted) == len(ids)
         if self._selects_logits:
-            # An index, not a count: a slice of the last tokens is no matrix, and its product with the vocabulary slow.
-            last = torch.tensor([width - 1], device=self.device)
-            arguments["logits_to_keep"] = 0 if any(_scores_prompt(row) for row in batch.rows) else last
-        self._hooks.begin(self._planned(batch, width))
+            arguments["logits_to_keep"] = 0 if everything else torch.tensor(wanted, device=self.device)
+        self._hooks.begin(self._planned(batch, layout))
+        self._gates.begin(self.reuse.kept_layers(layout), layout.skipped, self.reuse.resumed(layout))
         try:
-            logits_BQV = self._model(**arguments).logits
+            with packed_attention(self._model.config, layout):
+                logits_KV = self._model(**arguments).logits[0]
         finally:
-            failed_rows = self._hooks.end()
-        return self._result(batch, logits_BQV, failed_rows)
+            failed = self._hooks.end()
+            outputs_1ND = self._gates.end()
+        self.reuse.note(layout, outputs_1ND)
+        if not self._selects_logits and not everything:
+            logits_KV = logits_KV[wanted]
+        return self._result(layout, kept, logits_KV, failed)
 
     def close(self) -> None:
         """Takes the hooks off the model."""
         self._hooks.remove()
+        self._gates.remove()
 
-    def _input_ids(self, batch: Batch, width: int) -> Tensor:
-        ids = []
-        for row, count in zip(batch.rows, batch.counts, strict=True):
-            chunk = row.tokens[row.computed : row.computed + count]
-            ids.append(chunk[-1:] * (width - count) + chunk)
-        return torch.tensor(ids, device=self.device)
-
-    def _planned(self, batch: Batch, width: int) -> BatchPlan:
-        if not any(row.interventions for row in batch.rows):
+    def _planned(self, batch: Batch, layout: StepLayout) -> BatchPlan:
+        """The plan of a forward; that of the last one again while the same rows decode and nothing changes for them."""
+        if not any(row.interventions for row in layout.rows):
+            self._plan_key, self._plan, self._repeats = (), EMPTY_PLAN, 0
             return EMPTY_PLAN
-        key: tuple[object, ...] = ()
-        if batch.phase == "decode":
-            key = tuple((row, row.revision, _touches(row)) for row in batch.rows)
-            if key == self._plan_key:
-                return self._plan
+        key = tuple((row, row.revision) for row in layout.rows) if batch.phase == "decode" else ()
+        if self._repeats and key == self._plan_key:
+            self._repeats -= 1
+            return self._plan
         rows = [
-            PlanRow(i, (i + 1) * width - count, row.computed, count, row.prompt_len, row.interventions)
-            for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True))
+            PlanRow(i, first, row.computed, count, row.prompt_len, row.interventions)
+            for i, (row, first, count) in enumerate(zip(*_columns(layout), strict=True))
         ]
-        self._plan_key, self._plan = key, BatchPlan.build(rows, len(rows) * width, self.device)
+        self._plan = BatchPlan.build(rows, sum(layout.counts), self.device, lowest=max(layout.skipped - 1, 0))
+        self._plan_key, self._repeats = key, self._plan.repeats if key else 0
         return self._plan
 
-    def _result(self, batch: Batch, logits_BQV: Tensor, failed_rows: dict[int, str]) -> StepResult:
-        ready: list[int] = []
-        for i, (row, count) in enumerate(zip(batch.rows, batch.counts, strict=True)):
-            if i in failed_rows:
+    def _result(self, layout: StepLayout, kept: list[range], logits_KV: Tensor, failed: dict[int, str]) -> StepResult:
+        ready: list[Row] = []
+        last: list[int] = []
+        stop = 0
+        for i, (row, count, tokens) in enumerate(zip(layout.rows, layout.counts, kept, strict=True)):
+            start, stop = stop, stop + len(tokens)
+            if i in failed or not tokens:
                 continue
             if _scores_prompt(row):
-                self._score_prompt(row, logits_BQV[i, -count:])
+                self._score_prompt(row, logits_KV[start:stop])
             if row.computed + count >= len(row.tokens):
-                ready.append(i)
+                ready.append(row)
+                last.append(stop - 1)
         # A decode step needs every row: a view, where indexing would copy the whole vocabulary.
-        logits_BV = logits_BQV[:, -1] if len(ready) == len(batch.rows) else logits_BQV[ready, -1]
-        return StepResult(
-            tuple(batch.rows[i] for i in ready),
-            logits_BV.float(),
-            {batch.rows[i]: reason for i, reason in failed_rows.items()},
-        )
+        logits_BV = logits_KV if len(last) == len(logits_KV) else logits_KV[last]
+        return StepResult(tuple(ready), logits_BV.float(), {layout.rows[i]: reason for i, reason in failed.items()})
 
-    def _score_prompt(self, row: Row, logits_QV: Tensor) -> None:
-        scored = row.tokens[row.computed + 1 : min(row.computed + len(logits_QV) + 1, row.prompt_len)]
-        logprobs_KV = logits_QV[: len(scored)].float().log_softmax(-1)
+    def _score_prompt(self, row: Row, logits_KV: Tensor) -> None:
+        scored = row.tokens[row.computed + 1 : min(row.computed + len(logits_KV) + 1, row.prompt_len)]
+        logprobs_KV = logits_KV[: len(scored)].float().log_softmax(-1)
         row.prompt_logprobs += token_logprobs(logprobs_KV, scored, row.request.sampling.prompt_logprobs or 0)
+
+
+def _decoded(rows: tuple[Row, ...], logits_BV: Tensor, failed: dict[int, str]) -> StepResult:
+    if not failed:
+        return StepResult(rows, logits_BV.float(), {})
+    sound = [i for i in range(len(rows)) if i not in failed]
+    reasons = {rows[i]: reason for i, reason in failed.items()}
+    return StepResult(tuple(rows[i] for i in sound), logits_BV[sound].float(), reasons)
+
+
+def _columns(layout: StepLayout) -> tuple[tuple[Row, ...], list[int], tuple[int, ...]]:
+    return layout.rows, layout.firsts, layout.counts
+
+
+def _kept(row: Row, first: int, count: int) -> range:
+    """Numbers of the tokens whose logits the row needs."""
+    if _scores_prompt(row):
+        return range(first, first + count)
+    return range(first + count - 1, first + count) if row.computed + count >= len(row.tokens) else range(0)
 
 
 def _scores_prompt(row: Row) -> bool:
     return row.request.sampling.prompt_logprobs is not None and row.prompt_left > 0
-
-
-def _touches(row: Row) -> tuple[bool, ...]:
-    """Which of its interventions act on the one token that the row computes next."""
-    spans = (active.resolved.apply for active in row.interventions)
-    return tuple(bool(active_offsets(apply, row.computed, 1, row.prompt_len)) for apply in spans)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mappers.errors import UnsupportedArchitecture
+from server.engine.precision import served_dtype
 from server.engine.request import GenerationRequest
 from server.engine.row import Row
 from server.engine.runner import Runner
@@ -23,33 +24,52 @@ from server.types import Apply, SamplingParams
 
 _LENGTHS = (13, 5)
 _DECODED = 3
-_TOLERANCE = {torch.float32: 2e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+_TOLERANCE = {"float32": 2e-3, "float16": 3e-2, "int8": 3e-2, "bfloat16": 1e-1, "int4": 1e-1}
+"""In int8 rows do not differ at all by their neighbours, but a last bit before it may round to another level."""
 
 
 def check_exact(model: nn.Module, runner: Runner, codec: TextCodec, vocab: int) -> None:
     """Compares two rows, computed in chunks and then token by token, with plain forwards of the model.
 
-    Raises UnsupportedArchitecture with the reason where the logits differ by more than rounding, where the forward
-    refuses per-row masks, or where a block's output cannot be intervened on.
+    Raises UnsupportedArchitecture with the reason where the logits differ by more than rounding, where a forward
+    raises, or where a block's output cannot be intervened on.
     """
     name = type(model).__name__
     rng = random.Random(0)
     texts = [[rng.randrange(vocab) for _ in range(length + _DECODED)] for length in _LENGTHS]
     try:
         expected = [_alone(model, text, runner.device) for text in texts]
-        worst = float(torch.tensor(_check_rows(runner, codec, texts, expected)).amax())  # NaN if one of them is
+        worst = _worst(_check_rows(runner, codec, texts, expected), model)
         _check_sites(runner, codec, texts[1])
     except UnsupportedArchitecture:
         raise
     except Exception as error:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise UnsupportedArchitecture(f"{name} cannot be served row by row: {reason}") from error
-    tolerance = _TOLERANCE.get(next(model.parameters()).dtype, 1e-1)
+    tolerance = _TOLERANCE[served_dtype(model)]
     if not worst <= tolerance:
         raise UnsupportedArchitecture(
             f"{name} gives other results in a mixed batch than alone (relative difference {worst:.1e}, allowed "
             f"{tolerance:.0e}): it cannot be served exactly"
         )
+
+
+def _worst(differences: list[float], model: nn.Module) -> float:
+    """The largest difference, NaN if one of them is.
+
+    In 16 bits a router between experts may turn at a near tie, with any effect: there a quarter may lie higher.
+    """
+    found = torch.tensor(differences).sort().values
+    if bool(found.isnan().any()) or not _has_routers(model):
+        return float(found.amax())
+    return float(found.quantile(0.75))
+
+
+def _has_routers(model: Any) -> bool:
+    config = model.config.get_text_config(decoder=True)
+    experts = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+    narrow = next(model.parameters()).dtype != torch.float32
+    return narrow and any(getattr(config, name, None) for name in experts)
 
 
 @torch.inference_mode()
@@ -70,7 +90,6 @@ def _check_rows(runner: Runner, codec: TextCodec, texts: list[list[int]], expect
         scheduler.submit(row)
     differences = []
     while (batch := scheduler.next_batch()) is not None:
-        runner.rearrange(scheduler.take_moves(), scheduler.live)
         result = runner.forward(batch)
         scheduler.commit(batch)
         for row, logits_V in zip(result.ready, result.logits_BV, strict=True):
@@ -79,9 +98,9 @@ def _check_rows(runner: Runner, codec: TextCodec, texts: list[list[int]], expect
             differences.append(float((logits_V - wanted_V).abs().max() / wanted_V.abs().max().clamp_min(1e-6)))
             if row.generated == _DECODED:
                 scheduler.release(row)
+                runner.release(row)
             else:
                 row.tokens.append(texts[rows[row]][at + 1])
-    runner.rearrange(scheduler.take_moves(), scheduler.live)
     return differences
 
 
@@ -99,7 +118,7 @@ def _check_sites(runner: Runner, codec: TextCodec, text: list[int]) -> None:
     assert batch is not None
     result = runner.forward(batch)
     scheduler.release(row)
+    runner.release(row)
     row.interventions[0].end(runner.meters)
-    runner.rearrange(scheduler.take_moves(), scheduler.live)
     if result.failed:
         raise UnsupportedArchitecture(f"its blocks cannot be intervened on: {next(iter(result.failed.values()))}")

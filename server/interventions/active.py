@@ -22,7 +22,7 @@ class ActiveIntervention:
     meter: int
     prompt_tokens: int = 0
     generated_tokens: int = 0
-    reused_tokens: int = 0
+    changes: int = 0
 
     @classmethod
     def begin(cls, resolved: ResolvedIntervention, meters: MeterBank) -> ActiveIntervention:
@@ -38,13 +38,17 @@ class ActiveIntervention:
         """Counts touched tokens that are not computed again (see ``positions.count_active``)."""
         self.prompt_tokens += prompt
         self.generated_tokens += generated
-        self.reused_tokens += prompt + generated
+
+    def touched(self, prompt: int, generated: int, sites: int) -> None:
+        """Counts tokens that were just changed, at ``sites`` sites each."""
+        self.prompt_tokens += prompt
+        self.generated_tokens += generated
+        self.changes += (prompt + generated) * sites
 
     def end(self, meters: MeterBank) -> Receipt:
         """Closes the meter and says what was done."""
         total = meters.close(self.meter)
-        computed = self.prompt_tokens + self.generated_tokens - self.reused_tokens
-        change = total / (computed * len(self.resolved.sites)) if computed else 0.0
+        change = total / self.changes if self.changes else 0.0
         return Receipt(
             kind=self.resolved.operation,
             name=self.resolved.name,

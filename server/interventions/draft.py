@@ -39,6 +39,7 @@ class Touched(NamedTuple):
     intervention: ActiveIntervention
     prompt_tokens: int
     generated_tokens: int
+    sites: int
 
 
 class Kind(NamedTuple):
@@ -69,8 +70,8 @@ class Draft:
     repeats: int
 
     @classmethod
-    def collect(cls, rows: Sequence[PlanRow]) -> Draft:
-        """Sorts the interventions of ``rows`` that act in this forward."""
+    def collect(cls, rows: Sequence[PlanRow], lowest: int = 0) -> Draft:
+        """Sorts the interventions of ``rows`` that act in this forward, at layer ``lowest`` and above."""
         steps: dict[tuple[Site, int], dict[Kind, list[Member]]] = {}
         touched: list[Touched] = []
         repeats = ALWAYS
@@ -83,13 +84,14 @@ class Draft:
                     continue
                 repeats = min(repeats, _repeats(row, active))
                 offsets = active_offsets(resolved.apply, row.start, row.count, row.prompt_len)
-                if not offsets:
+                sites = [site for site in resolved.sites if site.layer >= lowest]
+                if not offsets or not sites:
                     continue
                 prompt_left = row.prompt_len - row.start
                 in_prompt = sum(offset < prompt_left for offset in offsets) if prompt_left > 0 else 0
-                touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt))
+                touched.append(Touched(row.index, active, in_prompt, len(offsets) - in_prompt, len(sites)))
                 member = Member(row.index, active, [row.first + offset for offset in offsets])
-                for site in resolved.sites:
+                for site in sites:
                     turn = turns.get(site, 0)
                     if len(row.interventions) > 1:
                         turns[site] = turn + 1
@@ -101,10 +103,9 @@ class Draft:
 
 def commit(touched: Sequence[Touched], failed: Container[int]) -> None:
     """Counts the touched tokens of rows that did not fail."""
-    for row, intervention, prompt_tokens, generated_tokens in touched:
+    for row, intervention, prompt_tokens, generated_tokens, sites in touched:
         if row not in failed:
-            intervention.prompt_tokens += prompt_tokens
-            intervention.generated_tokens += generated_tokens
+            intervention.touched(prompt_tokens, generated_tokens, sites)
 
 
 def _repeats(row: PlanRow, active: ActiveIntervention) -> int:

@@ -61,9 +61,9 @@ class BatchPlan:
         commit(self.touched, failed)
 
     @classmethod
-    def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device) -> BatchPlan:
-        """Compiles the interventions of ``rows`` for a forward of ``tokens`` tokens in all."""
-        draft = Draft.collect(rows)
+    def build(cls, rows: Sequence[PlanRow], tokens: int, device: str | torch.device, *, lowest: int = 0) -> BatchPlan:
+        """Compiles what ``rows`` ask for at layer ``lowest`` and above, for a forward of ``tokens`` tokens in all."""
+        draft = Draft.collect(rows, lowest)
         compiler = _Compiler(tokens, torch.device(device))
         rounds: dict[Site, tuple[Round, ...]] = {}
         for (site, turn), kinds in sorted(draft.steps.items()):

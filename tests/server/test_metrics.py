@@ -4,7 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from server.metrics import Metrics, RowTimer
-from server.types import GenerationInfo, Receipt
+from server.types import EngineStats, GenerationInfo, MemoryPlan, Receipt
 
 LABEL = '{model_name="m"}'
 
@@ -14,8 +14,8 @@ def metrics() -> Metrics:
     return Metrics(CollectorRegistry(), "m")
 
 
-def lines(metrics: Metrics, generations=()) -> list[str]:
-    return metrics.render(generations).decode().splitlines()
+def lines(metrics: Metrics, generations=(), stats=EngineStats()) -> list[str]:
+    return metrics.render(generations, stats, MemoryPlan(0, 1000, 0)).decode().splitlines()
 
 
 def test_times_are_measured_from_submission_and_from_token_to_token(metrics):
@@ -53,6 +53,15 @@ def test_interventions_are_counted_by_kind(metrics):
     text = lines(metrics)
     assert 'interlock_interventions_total{kind="switch",model_name="m"} 2.0' in text
     assert 'interlock_intervention_tokens_total{kind="switch",model_name="m"} 24.0' in text
+
+
+def test_reuse_and_memory_are_the_engines(metrics):
+    lines(metrics, stats=EngineStats(kv_promised=100, prefix_bytes=7, prefix_queries=64, prefix_hits=32))
+    text = lines(metrics, stats=EngineStats(kv_promised=250, prefix_bytes=5, prefix_queries=96, prefix_hits=48))
+    assert f"interlock_kv_cache_usage_perc{LABEL} 0.25" in text
+    assert f"interlock_prefix_cache_bytes{LABEL} 5.0" in text
+    assert f"interlock_prefix_cache_queries_total{LABEL} 96.0" in text
+    assert f"interlock_prefix_cache_hits_total{LABEL} 48.0" in text
 
 
 def test_running_and_waiting_are_those_of_the_moment(metrics):

@@ -134,7 +134,7 @@ def _answer_and_drain(served: Served) -> None:
 
 def test_stories_are_told_as_their_author_published_them(shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "models" / "stories260K"
-    with serving(tmp_path, "--model", str(folder)) as served:
+    with serving(tmp_path, "--model", str(folder), "--dtype", "float32") as served:
         answer = served.complete(model="stories260K", prompt=[1], max_tokens=256)
         assert answer.json()["choices"][0]["text"] == (folder / "greedy.txt").read_text()
 
@@ -178,6 +178,23 @@ def test_devices() -> None:
     assert pick_device("auto") == "cpu"
     with pytest.raises(ConfigurationError, match="no CUDA GPU"):
         pick_device("cuda")
+
+
+@pytest.mark.parametrize("wanted", ["float32", "int8"])
+def test_jobs_train_in_float32_whatever_is_served(model_folder: Path, tmp_path: Path, wanted: str) -> None:
+    if wanted == "int8" and not torch.cpu.get_capabilities().get("avx512_vnni"):
+        pytest.skip("int8 is served on CPUs with VNNI only")
+    with running_services(_settings(model_folder, tmp_path, dtype=wanted), threading.Event()) as services:
+        assert (services.engine.info.dtype, services.engine.info.dtype_reason) == (wanted, "")
+        assert services.jobs._supervisor._config.execution.dtype == "float32"
+
+
+def test_what_is_picked_is_named_with_the_way_to_change_it(model_folder: Path, tmp_path: Path) -> None:
+    native = torch.cpu.get_capabilities().get("avx512_bf16")
+    with running_services(_settings(model_folder, tmp_path), threading.Event()) as services:
+        assert services.engine.info.dtype == ("bfloat16" if native else "float32")
+        assert services.engine.info.dtype_reason
+        assert services.jobs._supervisor._config.execution.dtype == "float32"
 
 
 def test_services_become_not_ready(model_folder: Path, tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def test_is_loopback(host: str, expected: bool) -> None:
         ("max_strength", float("inf")),
         ("max_strength", 0),
         ("drain_s", float("nan")),
-        ("dtype", "int8"),
+        ("dtype", "int3"),
         ("device", "tpu"),
         ("threads", 0),
         ("max_context", 1),

@@ -17,7 +17,10 @@ router = APIRouter(dependencies=[needs("infer")], tags=["Server"])
 
 
 class ModelFacts(TypedDict):
-    """The served model. ``config_digest`` binds artifacts to it."""
+    """The served model. ``config_digest`` binds artifacts to it.
+
+    ``dtype`` is that of the weights; ``dtype_reason`` says why the server picked it, empty where the operator did.
+    """
 
     name: str
     architecture: str
@@ -26,6 +29,7 @@ class ModelFacts(TypedDict):
     vocab_size: int
     context: int
     dtype: str
+    dtype_reason: str
     device: str
     config_digest: str
     chat_template: bool
@@ -54,6 +58,8 @@ class LimitsOut(TypedDict):
     logit_bias: int
     body_bytes: int
     upload_bytes: int
+    kv_bytes: int
+    prefix_bytes: int
 
 
 class Capabilities(TypedDict):
@@ -93,6 +99,7 @@ def _model(services: Services) -> ModelFacts:
         "vocab_size": info.vocab_size,
         "context": info.context,
         "dtype": info.dtype,
+        "dtype_reason": info.dtype_reason,
         "device": info.device,
         "config_digest": info.config_digest,
         "chat_template": services.codec.has_chat_template,
@@ -115,4 +122,6 @@ def _limits(services: Services) -> LimitsOut:
         "logit_bias": bounds.MAX_LOGIT_BIAS,
         "body_bytes": bounds.BODY_BYTES,
         "upload_bytes": services.upload_bytes,
+        "kv_bytes": limits.memory.kv,
+        "prefix_bytes": limits.memory.prefixes,
     }

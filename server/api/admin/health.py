@@ -45,5 +45,6 @@ async def ready(services: InjectedServices) -> Alive:
 @metrics_router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
 async def metrics(services: InjectedServices) -> Response:
     """Named as vLLM's, with the prefix `interlock_`."""
-    text = services.metrics.render(services.engine.generations())
+    engine = services.engine
+    text = services.metrics.render(engine.generations(), engine.stats(), engine.limits.memory)
     return Response(text, media_type=CONTENT_TYPE_LATEST)

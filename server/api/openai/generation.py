@@ -36,11 +36,13 @@ class Generation:
     def usage(self, finished: Mapping[int, Finished]) -> Usage:
         """Token counts of all choices, once all have finished."""
         prompts = sum(finished[index].prompt_tokens for index in range(0, self.size, self.per_prompt))
+        cached = sum(finished[index].cached_tokens for index in range(0, self.size, self.per_prompt))
         completions = sum(end.completion_tokens for end in finished.values())
         return {
             "prompt_tokens": prompts,
             "completion_tokens": completions,
             "total_tokens": prompts + completions,
+            "prompt_tokens_details": {"cached_tokens": cached},
         }
 
     def interlock(self, finished: Mapping[int, Finished]) -> InterlockOut:

@@ -34,12 +34,19 @@ class InterlockOut(TypedDict):
     policy: str
 
 
+class PromptTokensDetails(TypedDict):
+    """Prompt tokens that were reused from earlier requests instead of computed."""
+
+    cached_tokens: int
+
+
 class Usage(TypedDict):
     """Token counts; a prompt with several choices is counted once."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class TopLogprob(TypedDict):

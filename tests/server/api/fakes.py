@@ -12,11 +12,13 @@ from server.errors import Conflict, InvalidRequest, NotFound, Overloaded
 from server.jobs.model import Job, JobEvent, JobState
 from server.types import (
     EngineLimits,
+    EngineStats,
     Event,
     Finished,
     GenerationInfo,
     InlineVector,
     InterventionSpec,
+    MemoryPlan,
     ModelInfo,
     PromptScored,
     Receipt,
@@ -26,7 +28,9 @@ from server.types import (
 
 WIDTH = 4
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-LIMITS = EngineLimits(max_batch=8, max_waiting=8, context=2048, prefill_tokens=64)
+LIMITS = EngineLimits(
+    max_batch=8, max_waiting=8, context=2048, prefill_tokens=64, memory=MemoryPlan(2**20, 2**30, 2**20)
+)
 INFO = ModelInfo("fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cpu", "0123456789abcdef" * 4)
 KNOWN = {"safe": "switch", "other": "switch", "refusal": "vector", "joy": "vector"}
 
@@ -142,6 +146,9 @@ class FakeEngine:
         if generation_id not in self.running:
             raise NotFound("not running")
         self.updates.append((generation_id, update))
+
+    def stats(self) -> EngineStats:
+        return EngineStats()
 
     def generations(self) -> list[GenerationInfo]:
         return [

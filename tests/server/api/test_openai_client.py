@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import openai
 import pytest
 from openai import OpenAI
@@ -83,7 +85,7 @@ def test_errors_become_its_exceptions(openai_client, client, engine, connect):
     assert wrong.value.request_id.startswith("req_")
     with pytest.raises(openai.NotFoundError):
         openai_client.chat.completions.create(model="gpt", messages=MESSAGES)
-    engine.hold, engine.limits = True, type(engine.limits)(0, 0, 64, 64)
+    engine.hold, engine.limits = True, dataclasses.replace(engine.limits, max_batch=0, max_waiting=0)
     with pytest.raises(openai.RateLimitError):
         openai_client.chat.completions.create(model="fake", messages=MESSAGES)
     closed = connect(keys=ring(alice={"train"}))

@@ -8,17 +8,29 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
+    Cohere2Config,
+    CohereConfig,
+    DeepseekV3Config,
     Gemma2Config,
     Gemma3TextConfig,
+    Glm4Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     Olmo2Config,
+    Olmo3Config,
     Phi3Config,
+    PhimoeConfig,
     PreTrainedTokenizerFast,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    SmolLM3Config,
+    StableLmConfig,
+    Starcoder2Config,
 )
 
 from mappers.architectures import config_digest, discover
@@ -48,14 +60,14 @@ _COMMON = {
     "pad_token_id": 0,
     "initializer_range": 0.3,
 }
+_SLIDING = {"sliding_window": 8, "layer_types": ["full_attention"] + ["sliding_attention"] * 2}
+_EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _GPT2 = {"vocab_size": VOCAB, "n_embd": WIDTH, "n_layer": 3, "n_head": 4, "n_positions": 256, "initializer_range": 0.3}
 
 CONFIGS = {
     "llama": lambda: LlamaConfig(**_COMMON),
     "qwen2": lambda: Qwen2Config(**_COMMON),
-    "qwen2-sliding": lambda: Qwen2Config(
-        **_COMMON, use_sliding_window=True, sliding_window=8, layer_types=["full_attention"] + ["sliding_attention"] * 2
-    ),
+    "qwen2-sliding": lambda: Qwen2Config(**_COMMON, **_SLIDING, use_sliding_window=True),
     "qwen3": lambda: Qwen3Config(**_COMMON, head_dim=8),
     "gemma2": lambda: Gemma2Config(**_COMMON, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
     "gemma3": lambda: Gemma3TextConfig(**_COMMON, head_dim=8, sliding_window=8, query_pre_attn_scalar=8),
@@ -64,6 +76,31 @@ CONFIGS = {
     "gpt-neox": lambda: GPTNeoXConfig(**{k: v for k, v in _COMMON.items() if k != "num_key_value_heads"}),
     "phi3": lambda: Phi3Config(**_COMMON),
     "olmo2": lambda: Olmo2Config(**_COMMON),
+    "olmo3-sliding": lambda: Olmo3Config(**_COMMON, **_SLIDING),
+    "smollm3": lambda: SmolLM3Config(**_COMMON),
+    "starcoder2-sliding": lambda: Starcoder2Config(**_COMMON, sliding_window=8),
+    "cohere": lambda: CohereConfig(**_COMMON),
+    "cohere2-sliding": lambda: Cohere2Config(**_COMMON, **_SLIDING, head_dim=8),
+    "stablelm": lambda: StableLmConfig(**_COMMON),
+    "granite": lambda: GraniteConfig(**_COMMON),
+    "glm4": lambda: Glm4Config(**_COMMON, head_dim=8),
+    "mixtral": lambda: MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2),
+    "qwen2-moe-sliding": lambda: Qwen2MoeConfig(
+        **_COMMON, **_SLIDING, **_EXPERTS, num_experts=4, shared_expert_intermediate_size=16, use_sliding_window=True
+    ),
+    "phimoe-sliding": lambda: PhimoeConfig(**_COMMON, sliding_window=8, num_local_experts=4, num_experts_per_tok=2),
+    "deepseek-v3": lambda: DeepseekV3Config(
+        **{**_COMMON, "num_key_value_heads": 4},
+        **_EXPERTS,
+        n_routed_experts=4,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=16,
+        kv_lora_rank=16,
+        qk_rope_head_dim=4,
+        qk_nope_head_dim=4,
+        v_head_dim=6,
+    ),
 }
 
 
@@ -76,9 +113,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-def tiny_model(kind: str = "llama", seed: int = 0) -> LoadedModel:
+def tiny_model(kind: str = "llama", seed: int = 0, context: int = 256) -> LoadedModel:
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(CONFIGS[kind](), dtype=torch.float32)
+    config = CONFIGS[kind]()
+    config.max_position_embeddings = context
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.requires_grad_(False)
     model.eval()
     return LoadedModel(model, byte_tokenizer(), discover(model), kind, config_digest(model.config))
@@ -168,18 +207,24 @@ def llama() -> LoadedModel:
 
 
 @pytest.fixture
-def harness(llama):
-    made = Harness(llama)
+def static() -> bool:
+    """Whether decode steps run through the program that a GPU would replay; some modules ask for both."""
+    return False
+
+
+@pytest.fixture
+def harness(llama, static):
+    made = Harness(llama, static=static)
     yield made
     made.engine.stop()
 
 
 @pytest.fixture
-def make_harness():
+def make_harness(static):
     made: list[Harness] = []
 
     def make(loaded: LoadedModel, **options: int) -> Harness:
-        made.append(Harness(loaded, **options))
+        made.append(Harness(loaded, **{"static": static, **options}))
         return made[-1]
 
     yield make
@@ -197,5 +242,21 @@ def assert_all_free(harness: Harness) -> None:
     engine = harness.engine
     assert engine.generations() == []
     assert engine._runner.meters.in_use == 0
-    assert engine._runner.cache.nbytes == 0
+    assert sum(len(pool.slots) for pool in engine._runner.cache.pools) == 0
+    assert engine._runner.cache.nbytes == 0 or engine._runner.static
     assert (engine._scheduler.live, engine._scheduler.waiting) == (0, 0)
+
+
+def record_logits(harness: Harness) -> dict[str, list[torch.Tensor]]:
+    """Keeps the logits of every row of every forward."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    forward = harness.engine._runner.forward
+
+    def recording(batch):
+        result = forward(batch)
+        for row, logits in zip(result.ready, result.logits_BV, strict=True):
+            seen.setdefault(row.request.id, []).append(logits.clone())
+        return result
+
+    harness.engine._runner.forward = recording
+    return seen

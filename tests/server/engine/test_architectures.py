@@ -11,7 +11,7 @@ from mappers.errors import UnsupportedArchitecture
 from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine, model_context
 from server.types import Finished
-from tests.server.engine.conftest import CONFIGS, Harness, byte_tokenizer, greedy, tiny_model
+from tests.server.engine.conftest import CONFIGS, Harness, assert_all_free, byte_tokenizer, greedy, tiny_model
 from tests.server.engine.interventions import switch, vector
 
 
@@ -25,6 +25,23 @@ def test_equal_to_generate(kind, make_harness):
     for id_, prompt in zip(ids, prompts, strict=True):
         assert outcomes[id_].tokens == harness.generate(prompt, 24)
     assert len({tuple(outcomes[id_].tokens) for id_ in ids}) == len(ids), "the prompts have to matter"
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "gemma3", "qwen2-sliding", "mistral-sliding"])
+def test_equal_to_generate_through_all_length_classes(kind, make_harness):
+    """Windows of 8 in a context of 512; one prompt is longer than the first classes, one row goes through them all."""
+    harness = make_harness(tiny_model(kind, context=512), prefill_tokens=48)
+    rng = random.Random(2)
+    wanted = [(3, 400), (70, 320), (150, 12), (30, 60)]
+    prompts = [([rng.randrange(1, 256) for _ in range(length)], count) for length, count in wanted]
+    ids = [harness.submit(prompt, greedy(count)) for prompt, count in prompts]
+    classes = set()
+    while harness.step():
+        classes.add(tuple(pool.capacity for pool in harness.engine._runner.cache.pools))
+    assert {(64, 128, 256), (128, 256), (256,), (512,)} <= classes
+    for id_, (prompt, count) in zip(ids, prompts, strict=True):
+        assert harness.outcomes[id_].tokens == harness.generate(prompt, count)
+    assert_all_free(harness)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -81,13 +98,13 @@ def test_encoder_decoders_are_refused():
         discover(Fake())
 
 
-def test_a_model_that_ignores_row_masks_is_refused():
-    """ALiBi needs a mask of its own making: the self-check has to notice, whatever the forward does with ours."""
+def test_a_model_whose_attention_is_its_own_is_refused():
+    """BLOOM adds its ALiBi biases without asking anybody."""
     torch.manual_seed(0)
     config = BloomConfig(vocab_size=256, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3)
     model = AutoModelForCausalLM.from_config(config).eval()
     loaded = LoadedModel(model, byte_tokenizer(), discover(model), "bloom", config_digest(config))
-    with pytest.raises(UnsupportedArchitecture, match="BloomForCausalLM"):
+    with pytest.raises(UnsupportedArchitecture, match="BloomForCausalLM: 0 of its 2 layers"):
         build_engine(loaded, EngineOptions(4, 4, 64))
 
 

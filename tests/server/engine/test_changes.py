@@ -8,6 +8,8 @@ from server.types import NONE, Apply, Positions
 from tests.server.engine.conftest import LONG, PROMPT, assert_all_free, greedy
 from tests.server.engine.interventions import switch, vector
 
+pytestmark = pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
+
 
 def counts(outcome) -> list[tuple]:
     return [(r.kind, r.strength, r.prompt_tokens, r.generated_tokens) for r in outcome.end.receipts]

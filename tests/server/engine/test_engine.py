@@ -1,6 +1,7 @@
 """A request's life: every way in, every way out, and that each way gives everything back."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -234,18 +235,24 @@ def test_one_large_request_does_not_slow_down_all_that_follow(llama, make_harnes
 
 def test_a_thread_that_stumbles_answers_everybody_and_goes_on(llama, make_harness, monkeypatch):
     harness = make_harness(llama)
-    runner, rearrange = harness.engine._runner, harness.engine._runner.rearrange
+    scheduler, next_batch = harness.engine._scheduler, harness.engine._scheduler.next_batch
+    expected = harness.alone(PROMPT, greedy(4)).tokens
 
-    def raising(moves, live):
-        monkeypatch.setattr(runner, "rearrange", rearrange)
-        raise RuntimeError("no more memory for a move")
+    def raising():
+        monkeypatch.setattr(scheduler, "next_batch", next_batch)
+        raise RuntimeError("lost count")
 
     ids = [harness.submit(PROMPT, greedy(4), (switch(),)) for _ in range(3)]
-    monkeypatch.setattr(runner, "rearrange", raising)
+    monkeypatch.setattr(scheduler, "next_batch", raising)
     harness.engine.start()
-    harness.engine.drain(timeout_s=30)
+    while harness.engine.generations():
+        time.sleep(0.01)
     assert [harness.outcomes[i].end.code for i in ids] == ["engine_failed"] * 3
     assert harness.engine._thread.is_alive()
+    later = harness.submit(PROMPT, greedy(4))
+    harness.engine.drain(timeout_s=30)
+    assert harness.outcomes[later].tokens == expected
+    assert harness.engine._runner.meters.in_use == 0
 
 
 def test_a_thread_that_is_lost_answers_everybody_and_takes_nothing_new(llama, make_harness, monkeypatch):
@@ -255,7 +262,7 @@ def test_a_thread_that_is_lost_answers_everybody_and_takes_nothing_new(llama, ma
     def raising(*_arguments):
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(harness.engine._runner, "rearrange", raising)
+    monkeypatch.setattr(harness.engine._scheduler, "next_batch", raising)
     monkeypatch.setattr(harness.engine._scheduler, "release", raising)
     monkeypatch.setattr(threading, "excepthook", lambda _arguments: None)
     ids = [harness.submit(PROMPT, greedy(4), (switch(),)) for _ in range(3)]

@@ -10,23 +10,10 @@ from server.engine.request import InterventionUpdate
 from server.engine.runner import Runner
 from server.interventions.catalog import ResolvedIntervention
 from server.types import NONE, Apply, Failed, Finished, Positions, SamplingParams
-from tests.server.engine.conftest import Harness, greedy, tiny_model
+from tests.server.engine.conftest import greedy, record_logits, tiny_model
 from tests.server.engine.interventions import direction, switch, vector
 
-
-def record_logits(harness: Harness) -> dict[str, list[torch.Tensor]]:
-    """Keeps the logits of every row of every forward."""
-    seen: dict[str, list[torch.Tensor]] = {}
-    forward = harness.engine._runner.forward
-
-    def recording(batch):
-        result = forward(batch)
-        for row, logits in zip(result.ready, result.logits_BV, strict=True):
-            seen.setdefault(row.request.id, []).append(logits.clone())
-        return result
-
-    harness.engine._runner.forward = recording
-    return seen
+pytestmark = pytest.mark.parametrize("static", [False, True], ids=["eager", "static"])
 
 
 def mixed_interventions() -> list[tuple]:

@@ -3,9 +3,8 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 
-from server.engine.loader import EngineOptions, build_engine, model_context, pick_dtype
+from server.engine.loader import EngineOptions, build_engine, model_context
 from tests.server.engine.conftest import CONFIGS, tiny_model
 
 
@@ -72,9 +71,3 @@ def test_the_name_is_the_models_own_unless_given():
     engine, _ = build_engine(tiny_model("qwen3"), EngineOptions(1, 1, 64))
     engine.stop()
     assert engine.info.name == "qwen3"
-
-
-def test_precision():
-    assert pick_dtype("auto", "cpu") is torch.float32
-    assert pick_dtype("auto", "cuda") == "auto"
-    assert pick_dtype("bfloat16", "cpu") is torch.bfloat16

@@ -1,9 +1,10 @@
-"""Policy without tensors: who computes when, and in which slot."""
+"""Policy without tensors: who computes when, and how many tokens."""
 
 import random
 import subprocess
 import sys
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -24,8 +25,8 @@ print("scheduled")
 """
 
 
-def row(name: str, prompt: int) -> Row:
-    request = GenerationRequest(name, tuple(range(prompt)), SamplingParams(max_tokens=100))
+def row(name: str, prompt: int, owner: str | None = None) -> Row:
+    request = GenerationRequest(name, tuple(range(prompt)), SamplingParams(max_tokens=100), owner=owner)
     return Row(request, lambda _event: None, None, random.Random(0))
 
 
@@ -33,46 +34,76 @@ def counts(batch) -> dict[str, int]:
     return {r.request.id: count for r, count in zip(batch.rows, batch.counts, strict=True)}
 
 
+def submitted(scheduler: Scheduler, *rows: Row) -> tuple[Row, ...]:
+    for one in rows:
+        scheduler.submit(one)
+    return rows
+
+
+def step(scheduler: Scheduler) -> dict[str, int]:
+    """Computes the next batch; rows whose prompt is complete draw a token."""
+    batch = scheduler.next_batch()
+    seen = counts(batch)
+    scheduler.commit(batch)
+    for one in batch.rows:
+        if one.computed == len(one.tokens):
+            one.tokens.append(0)
+    return seen
+
+
 def test_needs_no_torch():
     done = subprocess.run([sys.executable, "-c", WITHOUT_TORCH], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "scheduled", done.stderr
 
 
-def test_prefill_and_decode_take_turns():
+# -- a step ---------------------------------------------------------------------------------------------------------
+
+
+def test_prompts_are_read_beside_rows_that_decode():
     scheduler = Scheduler(max_batch=4, prefill_tokens=8)
-    first, second = row("first", 4), row("second", 20)
-    for one in (first, second):
-        scheduler.submit(one)
-    seen = []
-    for _ in range(6):
-        batch = scheduler.next_batch()
-        seen.append((batch.phase, counts(batch)))
-        scheduler.commit(batch)
-        for one in batch.rows:
-            if one.computed == len(one.tokens):
-                one.tokens.append(0)
-    assert seen == [
-        ("prefill", {"first": 4}),
-        ("decode", {"first": 1}),
-        ("prefill", {"second": 8}),
-        ("decode", {"first": 1}),
-        ("prefill", {"second": 8}),
-        ("decode", {"first": 1}),
-    ]
+    submitted(scheduler, row("first", 4), row("second", 20))
+    assert step(scheduler) == {"first": 4, "second": 4}
+    assert [step(scheduler) for _ in range(3)] == [{"first": 1, "second": 8}] * 2 + [{"first": 1, "second": 1}]
 
 
-def test_a_prefill_counts_its_padding():
-    scheduler = Scheduler(max_batch=8, prefill_tokens=16)
-    for name, prompt in (("a", 3), ("b", 8), ("c", 2), ("d", 1)):
-        scheduler.submit(row(name, prompt))
-    assert counts(scheduler.next_batch()) == {"a": 3, "b": 8}
+def test_phase_says_whether_prompts_are_read():
+    scheduler = Scheduler(max_batch=4, prefill_tokens=8)
+    submitted(scheduler, row("a", 4))
+    phases = []
+    for _ in range(2):
+        phases.append(scheduler.next_batch().phase)
+        step(scheduler)
+    submitted(scheduler, row("b", 4))
+    assert [*phases, scheduler.next_batch().phase] == ["mixed", "decode", "mixed"]
+
+
+def test_a_short_prompt_does_not_wait_for_a_whole_long_one():
+    scheduler = Scheduler(max_batch=4, prefill_tokens=8)
+    submitted(scheduler, row("long", 1000))
+    assert step(scheduler) == {"long": 8}
+    submitted(scheduler, row("short", 4), row("middle", 6))
+    assert step(scheduler) == {"long": 4, "short": 4}
+    assert step(scheduler) == {"short": 1, "long": 4, "middle": 4}
+    assert step(scheduler) == {"short": 1, "long": 6, "middle": 2}
+
+
+def test_a_long_prompt_is_read_on_whatever_else_comes():
+    scheduler = Scheduler(max_batch=100, prefill_tokens=8)
+    (long,) = submitted(scheduler, row("long", 100))
+    steps = 0
+    while long.state != "decode":
+        submitted(scheduler, *(row(f"{steps}-{i}", 3) for i in range(3)))
+        step(scheduler)
+        steps += 1
+    assert steps <= 1 + 100 / (8 / 2)
+
+
+# -- admission ------------------------------------------------------------------------------------------------------
 
 
 def test_no_more_rows_than_allowed_are_live():
     scheduler = Scheduler(max_batch=2, prefill_tokens=64)
-    rows = [row(str(i), 2) for i in range(5)]
-    for one in rows:
-        scheduler.submit(one)
+    rows = submitted(scheduler, *(row(str(i), 2) for i in range(5)))
     assert counts(scheduler.next_batch()) == {"0": 2, "1": 2}
     assert (scheduler.live, scheduler.waiting) == (2, 3)
     scheduler.release(rows[0])
@@ -83,9 +114,7 @@ def test_no_more_rows_than_allowed_are_live():
 
 def test_a_lowered_limit_holds_for_new_rows():
     scheduler = Scheduler(max_batch=3, prefill_tokens=64)
-    rows = [row(str(i), 1) for i in range(5)]
-    for one in rows:
-        scheduler.submit(one)
+    rows = submitted(scheduler, *(row(str(i), 1) for i in range(5)))
     scheduler.next_batch()
     scheduler.max_batch = 1
     for one in rows[:2]:
@@ -94,54 +123,164 @@ def test_a_lowered_limit_holds_for_new_rows():
     assert (scheduler.live, scheduler.waiting) == (1, 2)
 
 
-class Slots(RuleBasedStateMachine):
-    """Any order of events; ``cells`` is what the cache's slots hold when the moves are carried out on them."""
+def admitted(scheduler: Scheduler) -> list[str]:
+    """Names in the order of admission, where one row is live at a time."""
+    names = []
+    while (batch := scheduler.next_batch()) is not None:
+        (one,) = batch.rows
+        names.append(one.request.id)
+        scheduler.release(one)
+    return names
+
+
+def test_owners_take_turns_and_each_keeps_its_order():
+    scheduler = Scheduler(max_batch=1, prefill_tokens=64)
+    submitted(scheduler, *(row(f"a{i}", 1, "alice") for i in range(4)))
+    submitted(scheduler, *(row(f"b{i}", 1, "bob") for i in range(2)), row("n0", 1), row("b2", 1, "bob"))
+    assert admitted(scheduler) == ["a0", "b0", "n0", "a1", "b1", "a2", "b2", "a3"]
+
+
+def test_who_was_served_last_is_asked_last_also_after_going_away():
+    scheduler = Scheduler(max_batch=1, prefill_tokens=64)
+    (alice,) = submitted(scheduler, row("a0", 1, "alice"))
+    scheduler.next_batch()
+    submitted(scheduler, row("b0", 1, "bob"), row("a1", 1, "alice"), row("b1", 1, "bob"))
+    scheduler.release(alice)
+    assert admitted(scheduler) == ["b0", "a1", "b1"]
+
+
+def test_rows_wait_until_their_memory_is_free():
+    scheduler = Scheduler(max_batch=9, prefill_tokens=64, budget=10, cost=lambda one: one.prompt_len)
+    rows = submitted(scheduler, row("a", 6), row("b", 4), row("c", 1))
+    assert counts(scheduler.next_batch()) == {"a": 6, "b": 4}
+    scheduler.release(rows[1])
+    assert counts(scheduler.next_batch()) == {"a": 6, "c": 1}
+
+
+def test_a_large_row_is_not_overtaken_for_ever():
+    """Small rows come all the time, of its own owner and of others, and would always fit."""
+    scheduler = Scheduler(max_batch=9, prefill_tokens=64, budget=10, cost=lambda one: one.prompt_len)
+    live = submitted(scheduler, *(row(f"s{i}", 2, "alice") for i in range(5)))
+    scheduler.next_batch()
+    (large,) = submitted(scheduler, row("large", 9, "bob"))
+    for i, one in enumerate(live):
+        assert large.state == "waiting"
+        submitted(scheduler, row(f"t{i}", 2, "alice"), row(f"u{i}", 2, "bob"), row(f"v{i}", 2, f"owner{i}"))
+        scheduler.release(one)
+        scheduler.next_batch()
+    assert large.state == "prefill"
+
+
+def test_a_row_that_may_not_start_holds_up_nobody_else():
+    held = {"a0"}
+    scheduler = Scheduler(max_batch=9, prefill_tokens=64, may_start=lambda one: one.request.id not in held)
+    submitted(scheduler, row("a0", 1, "alice"), row("a1", 1, "alice"), row("b0", 1, "bob"))
+    assert counts(scheduler.next_batch()) == {"a1": 1, "b0": 1}
+    assert counts(scheduler.next_batch()) == {"a1": 1, "b0": 1}
+    held.clear()
+    assert counts(scheduler.next_batch()) == {"a1": 1, "b0": 1, "a0": 1}
+
+
+def test_cost_is_asked_once_and_given_back_as_it_was():
+    costs = iter([7, 7])
+    scheduler = Scheduler(max_batch=9, prefill_tokens=64, budget=10, cost=lambda one: next(costs))
+    (first,) = submitted(scheduler, row("a", 1))
+    step(scheduler)
+    step(scheduler)
+    scheduler.release(first)
+    submitted(scheduler, row("b", 1))
+    assert counts(scheduler.next_batch()) == {"b": 1}
+
+
+@pytest.mark.parametrize("steps", [0, 1, 2, 5])
+def test_release_in_any_state_and_twice(steps):
+    scheduler = Scheduler(max_batch=1, prefill_tokens=4)
+    one, other = submitted(scheduler, row("a", 10), row("b", 1))
+    for _ in range(steps):
+        step(scheduler)
+    for _ in range(2):
+        scheduler.release(one)
+    assert counts(scheduler.next_batch()) == {"b": 1}
+    scheduler.release(other)
+    assert (scheduler.live, scheduler.waiting) == (0, 0)
+    assert scheduler.next_batch() is None
+
+
+# -- any order of events --------------------------------------------------------------------------------------------
+
+PREFILL, MAX_BATCH, BUDGET = 6, 4, 30
+
+
+class Policy(RuleBasedStateMachine):
+    """Follows every row, and knows who is next of each owner."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = Scheduler(max_batch=5, prefill_tokens=6)
+        self.scheduler = Scheduler(
+            MAX_BATCH, PREFILL, budget=BUDGET, cost=lambda one: one.prompt_len, may_start=self.may_start
+        )
         self.rows: list[Row] = []
-        self.cells: dict[int, str | None] = {}
+        self.held: set[Row] = set()
         self.count = 0
 
-    def carry_out(self) -> None:
-        for move in self.scheduler.take_moves():
-            held = self.cells.get(move.source)
-            if move.kind == "clear":
-                self.cells[move.target] = None
-            elif move.kind == "copy":
-                self.cells[move.target] = held
-            else:
-                self.cells[move.source], self.cells[move.target] = self.cells.get(move.target), held
+    def may_start(self, one: Row) -> bool:
+        return one not in self.held
 
-    @rule(prompt=st.integers(1, 15))
-    def submit(self, prompt: int) -> None:
+    @rule(prompt=st.integers(1, 25), owner=st.sampled_from(["a", "b", None]), held=st.booleans())
+    def submit(self, prompt: int, owner: str | None, held: bool) -> None:
         self.count += 1
-        self.rows.append(row(f"r{self.count}", prompt))
-        self.scheduler.submit(self.rows[-1])
+        one = row(f"r{self.count}", prompt, owner)
+        self.rows.append(one)
+        if held and prompt % 2:
+            self.held.add(one)
+        self.scheduler.submit(one)
 
-    @rule(releases=st.lists(st.integers(0, 20), max_size=3), late=st.booleans())
-    def step(self, releases: list[int], late: bool) -> None:
+    @precondition(lambda self: self.held)
+    @rule()
+    def let_go(self) -> None:
+        self.held.clear()
+
+    @rule(releases=st.lists(st.integers(0, 20), max_size=2))
+    def step(self, releases: list[int]) -> None:
+        waiting = [r for r in self.rows if r.state == "waiting"]
         batch = self.scheduler.next_batch()
-        self.carry_out()
+        self.check_admission(waiting)
         if batch is None:
-            assert not self.rows
+            assert all(r in self.held for r in self.rows)
             return
-        assert len({r.slot for r in batch.rows}) == len(batch.rows)
-        if batch.phase == "decode":
-            assert sorted(r.slot for r in batch.rows) == list(range(len(batch.rows)))
-        else:
-            assert max(batch.counts) * len(batch.counts) <= 6
-        for one in batch.rows:
-            assert self.cells.get(one.slot) == (one.request.id if one.computed else None), "another row's data"
-            self.cells[one.slot] = one.request.id
-        if not late:
-            self.release(releases)
+        self.check_shares(batch)
+        self.release(releases)
+        before = {r: r.computed for r in batch.rows}
         self.scheduler.commit(batch)
-        for one in batch.rows:
-            if one.slot >= 0 and one.computed == len(one.tokens):
+        for one, count in zip(batch.rows, batch.counts, strict=True):
+            assert one.computed - before[one] == (count if one in self.rows else 0)
+            if one in self.rows and one.computed == len(one.tokens):
                 one.tokens.append(0)
-        self.release(releases if late else [])
+
+    def check_admission(self, waiting: list[Row]) -> None:
+        """Nobody overtakes within an owner but those held back, and what waits has a reason to."""
+        still = [r for r in waiting if r.state == "waiting" and r not in self.held]
+        for one in waiting:
+            if one.state != "waiting":
+                earlier = waiting[: waiting.index(one)]
+                assert not [r for r in earlier if r in still and r.request.owner == one.request.owner]
+        spent = sum(r.prompt_len for r in self.rows if r.state != "waiting")
+        if still and self.scheduler.live < MAX_BATCH:
+            heads = {r.request.owner: r for r in reversed(still)}
+            assert any(spent + head.prompt_len > BUDGET for head in heads.values()), "room, and yet nobody came"
+
+    def check_shares(self, batch) -> None:
+        given = counts(batch)
+        decoding = [r for r in self.rows if r.state == "decode"]
+        reading = [r for r in self.rows if r.state == "prefill"]
+        assert [given[r.request.id] for r in decoding] == [1] * len(decoding), "every row that decodes takes part"
+        assert {r.state for r in batch.rows[: len(decoding)]} <= {"decode"}
+        prompt_tokens = sum(given.get(r.request.id, 0) for r in reading)
+        assert prompt_tokens == min(PREFILL, sum(r.prompt_left for r in reading)), "no more than allowed, and all of it"
+        assert all(0 < given[r.request.id] <= r.prompt_left for r in reading if r.request.id in given)
+        if reading:
+            oldest = next(r for r in batch.rows if r.state == "prefill")
+            assert given[oldest.request.id] >= min(PREFILL // 2, oldest.prompt_left)
 
     @precondition(lambda self: self.rows)
     @rule(which=st.lists(st.integers(0, 20), min_size=1, max_size=4))
@@ -149,25 +288,30 @@ class Slots(RuleBasedStateMachine):
         for index in which:
             if self.rows:
                 gone = self.rows.pop(index % len(self.rows))
+                self.held.discard(gone)
                 self.scheduler.release(gone)
                 self.scheduler.release(gone)
-                assert gone.slot == -1
 
     @invariant()
-    def slots_are_dense_and_decoding_rows_come_first(self) -> None:
-        live = [r for r in self.rows if r.slot >= 0]
-        assert sorted(r.slot for r in live) == list(range(self.scheduler.live))
-        assert self.scheduler.waiting == len(self.rows) - len(live)
-        decoding = [r.slot for r in live if r.state == "decode"]
-        assert sorted(decoding) == list(range(len(decoding)))
-        assert all((r.computed >= r.prompt_len) == (r.state == "decode") for r in live)
+    def limits_hold_and_everybody_is_counted(self) -> None:
+        live = [r for r in self.rows if r.state != "waiting"]
+        assert (self.scheduler.live, self.scheduler.waiting) == (len(live), len(self.rows) - len(live))
+        assert len(live) <= MAX_BATCH
+        assert sum(r.prompt_len for r in live) <= BUDGET
+        assert all((r.state == "decode") == (r.prompt_left == 0) for r in live)
 
     def teardown(self) -> None:
-        self.release([0] * len(self.rows))
-        assert (self.scheduler.live, self.scheduler.waiting) == (0, 0)
-        self.carry_out()
-        assert not any(self.cells.values()), "a slot that nobody holds is cleared"
+        """Whatever state was reached, every row gets to decode, once room is made by those that do."""
+        self.held.clear()
+        for _ in range(400):
+            if not self.rows:
+                break
+            self.step([])
+            for one in [r for r in self.rows if r.state == "decode"]:
+                self.release([self.rows.index(one)])
+        assert not self.rows
+        assert self.scheduler.next_batch() is None
 
 
-TestSlots = Slots.TestCase
-TestSlots.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestPolicy = Policy.TestCase
+TestPolicy.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

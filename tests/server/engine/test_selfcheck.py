@@ -26,12 +26,13 @@ def test_a_sound_model_passes_and_the_check_leaves_nothing_behind():
 
 
 def test_a_model_that_mixes_rows_is_refused():
+    """Rows lie one behind the other in one sequence: whatever mixes tokens outside of attention mixes rows."""
     loaded = tiny_model("llama")
     block = loaded.stack.blocks[1]
     forward = block.forward
 
     def mixing(hidden, *args, **kwargs):
-        return forward(hidden + hidden.mean(0, keepdim=True), *args, **kwargs)
+        return forward(hidden + hidden.mean(1, keepdim=True), *args, **kwargs)
 
     block.forward = mixing
     refused(loaded, "other results in a mixed batch")
@@ -49,17 +50,17 @@ def test_a_model_that_ignores_positions_is_refused():
     refused(loaded, "other results in a mixed batch")
 
 
-@pytest.mark.parametrize("after", [2, 3, 4])
-def test_nan_anywhere_is_a_difference(after):
-    """A maximum that starts at a number would pass over a NaN."""
+@pytest.mark.parametrize("forward_number", range(1, 6))
+def test_nan_anywhere_is_a_difference(forward_number):
+    """A maximum that starts at a number would pass over a NaN. No row needs logits of the first forward."""
     loaded = tiny_model("llama")
     forward, calls = loaded.model.forward, []
 
-    def spoilt(*args, past_key_values=None, **kwargs):
-        out = forward(*args, past_key_values=past_key_values, **kwargs)
-        if past_key_values is not None:
+    def spoilt(*args, **kwargs):
+        out = forward(*args, **kwargs)
+        if _by_rows(loaded):
             calls.append(1)
-            if len(calls) == after:
+            if len(calls) == forward_number + 1:
                 out.logits[...] = torch.nan
         return out
 
@@ -69,15 +70,21 @@ def test_nan_anywhere_is_a_difference(after):
 
 def test_a_forward_that_raises_is_refused_with_its_reason():
     loaded = tiny_model("llama")
-    forward = loaded.model.forward
+    forward, calls = loaded.model.forward, []
 
-    def raising(*args, past_key_values=None, **kwargs):
-        if past_key_values is not None:
-            raise TypeError("no cache of this kind, please")
+    def raising(*args, **kwargs):
+        if _by_rows(loaded):
+            calls.append(1)
+            if len(calls) == 3:
+                raise TypeError("no third forward, please")
         return forward(*args, **kwargs)
 
     loaded.model.forward = raising
-    refused(loaded, "no cache of this kind")
+    refused(loaded, "no third forward")
+
+
+def _by_rows(loaded) -> bool:
+    return loaded.model.config._attn_implementation == "interlock_rows"
 
 
 def test_a_block_that_is_passed_by_is_refused():

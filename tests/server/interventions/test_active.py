@@ -12,7 +12,7 @@ def test_a_receipt_names_what_was_used_and_averages_over_tokens_and_sites():
     meters = MeterBank("cpu")
     used = vector(layers=(0, 2), strength=2.0)
     active = ActiveIntervention.begin(used, meters)
-    active.prompt_tokens, active.generated_tokens = 3, 1
+    active.touched(3, 1, sites=2)
     meters.record(torch.full((8,), active.meter), torch.ones(8, 1), torch.full((8, 1), 1.5))
     receipt = active.end(meters)
     assert (receipt.kind, receipt.name, receipt.digest) == ("add", used.name, used.digest)
@@ -32,8 +32,7 @@ def test_reused_tokens_are_counted_but_not_averaged_over():
     meters = MeterBank("cpu")
     active = ActiveIntervention.begin(vector(), meters)
     active.reused(prompt=7, generated=2)
-    active.prompt_tokens += 1
-    active.generated_tokens += 1
+    active.touched(1, 1, sites=1)
     meters.record(torch.full((2,), active.meter), torch.ones(2, 1), torch.full((2, 1), 1.5))
     receipt = active.end(meters)
     assert (receipt.prompt_tokens, receipt.generated_tokens) == (8, 3)

@@ -30,7 +30,12 @@ def test_an_answer_has_openais_shape_and_says_what_was_done(client, engine):
         }
     ]
     prompt = len("<user>Hi |prod|<assistant>")
-    assert answer["usage"] == {"prompt_tokens": prompt, "completion_tokens": 4, "total_tokens": prompt + 4}
+    assert answer["usage"] == {
+        "prompt_tokens": prompt,
+        "completion_tokens": 4,
+        "total_tokens": prompt + 4,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
     assert answer["interlock"] == {"interventions": [], "policy": "default"}
     assert engine.requests[answer["id"]].owner == "operator"
 

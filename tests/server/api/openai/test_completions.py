@@ -32,7 +32,12 @@ def test_choices_of_several_prompts_are_numbered_prompt_by_prompt(client, engine
     ]
     assert [request.sampling.seed for request in engine.requests.values()] == [5, 6, 5, 6]
     assert list(engine.requests) == [answer["id"], *(f"{answer['id']}-{i}" for i in (1, 2, 3))]
-    assert answer["usage"] == {"prompt_tokens": 4, "completion_tokens": 16, "total_tokens": 20}
+    assert answer["usage"] == {
+        "prompt_tokens": 4,
+        "completion_tokens": 16,
+        "total_tokens": 20,
+        "prompt_tokens_details": {"cached_tokens": 0},
+    }
 
 
 def test_sixteen_tokens_are_the_default(client):
