@@ -106,6 +106,16 @@ class PromptScored:
 
 
 @dataclass(frozen=True, slots=True)
+class TokensScored:
+    """For each scored token (nats): KL of this row's distribution there from that of the first row compared.
+
+    ``divergences[t]`` is ``KL(p_first(. | x, y_<t) || p_row(. | x, y_<t))``.
+    """
+
+    divergences: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TokensGenerated:
     """A piece of text that is final (never part of a stop string) and the tokens drawn since the last event."""
 
@@ -153,7 +163,7 @@ class Failed:
     message: str
 
 
-Event = PromptScored | TokensGenerated | Finished | Failed
+Event = PromptScored | TokensScored | TokensGenerated | Finished | Failed
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +172,7 @@ class GenerationInfo:
 
     id: str
     owner: str | None
-    state: Literal["waiting", "prefill", "decode"]
+    state: Literal["waiting", "prefill", "decode", "score"]
     prompt_tokens: int
     completion_tokens: int
     interventions: tuple[tuple[str, float], ...]

@@ -6,7 +6,7 @@ from fastapi import APIRouter, FastAPI, Security
 from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 
-from server.api import errors
+from server.api import compare, errors
 from server.api.admin import artifacts, capabilities, generations, health, jobs
 from server.api.auth import authenticate
 from server.api.middleware import RequestId, SameOrigin
@@ -45,7 +45,7 @@ def create_app(services: Services) -> FastAPI:
 
 def _guarded() -> APIRouter:
     guarded = APIRouter(dependencies=[Security(authenticate)])
-    for module in (chat, completions, models, tokenization, generations, capabilities, artifacts, jobs):
+    for module in (chat, completions, compare, models, tokenization, generations, capabilities, artifacts, jobs):
         guarded.include_router(module.router)
     guarded.include_router(health.metrics_router)
     return guarded

@@ -67,14 +67,18 @@ class Wishes:
         return [_steering_spec(item, prompt, f"{self.steering_param}[{i}]") for i, item in enumerate(self.steering)]
 
 
-def wishes_of(fields: InterventionFields, headers: InterventionHeaders, principal: Principal, policy: Policy) -> Wishes:
+def wishes_of(
+    fields: InterventionFields, headers: InterventionHeaders, principal: Principal, policy: Policy, within: str = ""
+) -> Wishes:
     """Reads body and headers and asks the policy; raises InvalidRequest or NotPermitted.
+
+    ``within`` is where in the body the fields are, such as ``settings[0].``, for error messages.
 
     A header may repeat what the body says, but not contradict it.
     """
     by_header, vectors_by_header = headers.switch(), headers.steering()
-    switch_param = _said_in(fields.safety_switch, by_header, "safety_switch", SWITCH_HEADER)
-    steering_param = _said_in(fields.steering, vectors_by_header, "steering", STEERING_HEADER)
+    switch_param = _said_in(fields.safety_switch, by_header, f"{within}safety_switch", SWITCH_HEADER)
+    steering_param = _said_in(fields.steering, vectors_by_header, f"{within}steering", STEERING_HEADER)
     switch = fields.safety_switch if by_header is None else by_header
     steering = fields.steering if vectors_by_header is None else vectors_by_header
     wish, apply = _switch_wish(switch, switch_param)

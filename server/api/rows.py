@@ -23,7 +23,7 @@ class Rows:
         self, engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics, stopwatch: Callable[[], float]
     ) -> None:
         self._engine = engine
-        self._requests = requests
+        self.requests = requests
         self._metrics = metrics
         self._stopwatch = stopwatch
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
@@ -32,14 +32,13 @@ class Rows:
     def start(self) -> None:
         """Submits all rows or none; raises what the engine raises. To be called on the event loop."""
         loop = asyncio.get_running_loop()
-        for index, request in enumerate(self._requests):
+        for index, request in enumerate(self.requests):
             try:
                 self._engine.submit(request, partial(self._receive, loop, index))
             except BaseException:
                 self.close()
                 raise
-            self._running[index] = RowTimer(self._metrics, self._stopwatch)
-            self._metrics.prompt_tokens.inc(len(request.prompt_ids))
+            self._started(index)
 
     async def events(self) -> AsyncIterator[tuple[int, Event]]:
         """Events as they come, each with its row, until all rows have finished.
@@ -57,8 +56,12 @@ class Rows:
         """Stops the rows that still run. May be called more than once."""
         while self._running:
             index, timer = self._running.popitem()
-            self._engine.cancel(self._requests[index].id)
+            self._engine.cancel(self.requests[index].id)
             timer.ended("abort")
+
+    def _started(self, index: int) -> None:
+        self._running[index] = RowTimer(self._metrics, self._stopwatch)
+        self._metrics.prompt_tokens.inc(len(self.requests[index].prompt_ids))
 
     def _receive(self, loop: asyncio.AbstractEventLoop, index: int, event: Event) -> None:
         """Called on the engine's thread."""
@@ -74,3 +77,15 @@ class Rows:
                 self._running.pop(index).ended("error")
             case _:
                 pass
+
+
+class ScoringRows(Rows):
+    """Rows that read one text side by side, the first of them being the reference."""
+
+    def start(self) -> None:
+        """Submits the rows as one; raises what the engine raises. To be called on the event loop."""
+        loop = asyncio.get_running_loop()
+        sinks = [partial(self._receive, loop, index) for index in range(len(self.requests))]
+        self._engine.submit_together(self.requests, sinks)
+        for index in range(len(self.requests)):
+            self._started(index)

@@ -24,6 +24,8 @@ PANELS = {
         "max_waiting",
         "max_context",
         "prefill_tokens",
+        "kv_memory_mib",
+        "prefix_memory_mib",
         "max_strength",
         "artifact_memory_mib",
     ),

@@ -18,6 +18,7 @@ from mappers.errors import InterlockError
 COMMANDS = {
     "quickstart": "See a model with a backdoor made safe, from training to a table of rates.",
     "serve": "Serve a model over HTTP, with switches and steering vectors per request.",
+    "compare": "Continue one prompt under several settings, side by side.",
     "jobs": "Submit background jobs to a running server and watch them.",
     "artifacts": "List, import and export switches, vectors, mappers and datasets.",
     "bench": "Measure this machine: speed and memory against peers on the same weights.",

@@ -5,23 +5,22 @@ Other threads only queue commands. Every end of a row (finish, cancel, error) pa
 
 from __future__ import annotations
 
-import math
-import random
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 import structlog
 import torch
 
+from server.engine.checks import check_request, check_together
 from server.engine.request import GenerationRequest, InterventionUpdate
-from server.engine.row import Row
+from server.engine.row import Row, rows_of
 from server.engine.runner import Runner, StepResult
 from server.engine.sampling import SamplingPlan, chosen_logprobs, draw
 from server.engine.scheduler import Batch, Scheduler
-from server.engine.text import RowText, TextCodec
-from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
+from server.engine.text import TextCodec
+from server.errors import Conflict, NotFound, Overloaded, Unavailable
 from server.interventions.active import ActiveIntervention
 from server.types import (
     EngineLimits,
@@ -36,11 +35,14 @@ from server.types import (
     PromptScored,
     TokenLogprob,
     TokensGenerated,
+    TokensScored,
 )
 
 _log = structlog.get_logger(__name__)
 _IDLE_POLL_S = 0.5
 _SHUTDOWN_WAIT_S = 5.0
+_NON_FINITE = "the model's output is not finite; lower the strength of the steering"
+_PEER_GONE = "nobody waits for a row that this one was compared with"
 
 Sink = Callable[[Event], None]
 
@@ -65,7 +67,7 @@ class Engine:
             limits.max_batch,
             limits.prefill_tokens,
             budget=limits.memory.kv,
-            cost=lambda row: runner.cache.row_bytes(_tokens_at_most(row.request)),
+            cost=lambda row: runner.cache.row_bytes(row.request.tokens_at_most),
             may_start=runner.reuse.may_start,
             start=runner.reuse.start,
         )
@@ -95,17 +97,20 @@ class Engine:
         Raises ContextLengthExceeded or InvalidRequest for a request that can never run, Conflict for an id that is
         running, Overloaded when all places are taken, Unavailable when draining.
         """
-        self._check(request)
-        text = RowText(self._codec, request.prompt_ids, request.sampling.stop)
-        row = Row(request, sink, text, random.Random(request.sampling.seed))
-        with self._lock:
-            if not self._accepting:
-                raise Unavailable("the server is shutting down; try another replica or later")
-            if request.id in self._rows:
-                raise Conflict(f"a generation with id '{request.id}' is running", param="id")
-            self.check_places()
-            self._rows[request.id] = row
-            self._commands.put(lambda: self._admit(row))
+        self._queue((request,), (sink,), need_places=True)
+
+    def submit_together(self, requests: Sequence[GenerationRequest], sinks: Sequence[Sink]) -> None:
+        """Queues requests that score one text behind one prompt, to be read side by side; the first is the reference.
+
+        Each sink gets the divergences once the text was read. What ends one request ends all. No places are asked for:
+        the caller's rows have had them while they wrote the text. Raises otherwise as :meth:`submit`.
+        """
+        self.check_together(requests)
+        self._queue(requests, sinks, need_places=False)
+
+    def check_together(self, requests: Sequence[GenerationRequest]) -> None:
+        """Raises ContextLengthExceeded for requests whose keys and values can never be in memory at once."""
+        check_together(requests, self.limits, self._runner.cache.row_bytes)
 
     def check_places(self) -> None:
         """Raises Overloaded when all places are taken; lets a caller refuse before it prepares a request."""
@@ -113,17 +118,32 @@ class Engine:
         if len(self._rows) >= limits.max_batch + limits.max_waiting:
             raise Overloaded(f"all {limits.max_batch} running and {limits.max_waiting} waiting places are taken")
 
+    def _queue(self, requests: Sequence[GenerationRequest], sinks: Sequence[Sink], *, need_places: bool) -> None:
+        for request in requests:
+            check_request(request, self.limits, self.info.vocab_size, self._runner.cache.row_bytes)
+        rows = rows_of(requests, sinks, self._codec)
+        with self._lock:
+            if not self._accepting:
+                raise Unavailable("the server is shutting down; try another replica or later")
+            for request in requests:
+                if request.id in self._rows:
+                    raise Conflict(f"a generation with id '{request.id}' is running", param="id")
+            if need_places:
+                self.check_places()
+            self._rows |= {row.request.id: row for row in rows}
+            self._commands.put(lambda: self._admit(rows))
+
     def cancel(self, generation_id: str) -> None:
-        """Stops a generation at the next step; no event follows. Unknown ids are ignored."""
+        """Stops a generation, and its peers, at the next step; no event follows for it. Unknown ids are ignored."""
         with self._lock:
             row = self._rows.pop(generation_id, None)
             if row is not None:
-                self._commands.put(lambda: self._release(row))
+                self._commands.put(lambda: self._fail(row, "engine_failed", _PEER_GONE))
 
     def update(self, generation_id: str, update: InterventionUpdate) -> None:
         """Changes the interventions of a running generation from its next token on; raises NotFound."""
         row = self._rows.get(generation_id)
-        if row is None:
+        if row is None or row.request.scored_ids:
             raise NotFound(f"no generation '{generation_id}' is running", param="id")
         self._commands.put(lambda: self._change(row, update))
 
@@ -212,12 +232,13 @@ class Engine:
         except Empty:
             return
 
-    def _admit(self, row: Row) -> None:
-        if row.released:
+    def _admit(self, rows: Sequence[Row]) -> None:
+        if any(row.released for row in rows):
             return
-        row.interventions = [ActiveIntervention.begin(r, self._runner.meters) for r in row.request.interventions]
-        self._runner.reuse.admit(row)
-        self._scheduler.submit(row)
+        for row in rows:
+            row.interventions = [ActiveIntervention.begin(r, self._runner.meters) for r in row.request.interventions]
+            self._runner.reuse.admit(row)
+        self._scheduler.submit(*rows)
 
     def _change(self, row: Row, update: InterventionUpdate) -> None:
         if row.released:
@@ -258,16 +279,12 @@ class Engine:
     def _deliver(self, result: StepResult, tokens: list[int], logprobs: list[TokenLogprob | None]) -> None:
         for row, reason in result.failed.items():
             self._fail(row, "intervention_failed", f"{reason}; no text was generated without it")
-        steered = any(row.interventions or row.ended for row in result.ready)
-        overflowed = self._runner.meters.overflowed() if steered else frozenset()
+        spoilt = self._spoilt((*result.ready, *result.compared))
         for row, token, logprob in zip(result.ready, tokens, logprobs, strict=True):
             if row.released:
                 continue
-            # A norm layer turns an overflow into zeros, and so into logits that look finite: the meters know better.
-            spoilt = any(active.meter in overflowed for active in (*row.interventions, *row.ended))
-            # A prompt may be spoilt at one position alone, where its last block was steered.
-            if token < 0 or spoilt or any(math.isnan(scored.logprob) for scored in row.prompt_logprobs):
-                self._fail(row, "non_finite", "the model's output is not finite; lower the strength of the steering")
+            if token < 0 or row in spoilt:
+                self._fail(row, "non_finite", _NON_FINITE)
                 continue
             if row.generated == 0:
                 self._runner.reuse.publish(row)
@@ -277,6 +294,20 @@ class Engine:
                 self._finish(row, "length")
             else:
                 self._append(row, token, logprob)
+        for row in spoilt.intersection(result.compared):
+            self._fail(row, "non_finite", _NON_FINITE)
+        for row in result.compared:
+            self._emit(row, TokensScored(tuple(row.divergences)))
+        if result.compared and not result.compared[0].released:
+            self._finish(result.compared[0], "length")
+
+    def _spoilt(self, rows: Sequence[Row]) -> frozenset[Row]:
+        """Rows whose output is not finite, though it may look as if it were at its end."""
+        steered = any(row.interventions or row.ended for row in rows)
+        # A norm layer turns an overflow into zeros, and so into logits that look finite: the meters know better.
+        bad = self._runner.meters.overflowed() if steered else frozenset()
+        meters = {row: [active.meter for active in (*row.interventions, *row.ended)] for row in rows}
+        return frozenset(row for row in rows if not row.finite or not bad.isdisjoint(meters[row]))
 
     def _append(self, row: Row, token: int, logprob: TokenLogprob | None) -> None:
         row.tokens.append(token)
@@ -296,14 +327,15 @@ class Engine:
             self._finish(row, reason)
 
     def _finish(self, row: Row, reason: FinishReason) -> None:
-        counts = (row.prompt_len, row.generated)
-        self._runner.reuse.publish(row)
-        receipts = tuple(active.end(self._runner.meters) for active in row.take_interventions())
-        self._emit(row, Finished(reason, *counts, receipts, row.reused))
+        for ended in row.together:
+            self._runner.reuse.publish(ended)
+            receipts = tuple(active.end(self._runner.meters) for active in ended.take_interventions())
+            self._emit(ended, Finished(reason, ended.prompt_len, ended.generated, receipts, ended.reused))
         self._release(row)
 
     def _fail(self, row: Row, code: ErrorCode, message: str) -> None:
-        self._emit(row, Failed(code, message))
+        for failed in row.together:
+            self._emit(failed, Failed(code, message))
         self._release(row)
 
     def _fail_all(self, code: ErrorCode, message: str) -> None:
@@ -331,17 +363,18 @@ class Engine:
                 self._fail(row, "engine_failed", "the engine failed on this request's batch")
 
     def _release(self, row: Row) -> None:
-        """The one place where a row gives everything back; a second call does nothing."""
-        if row.released:
-            return
-        row.released = True
-        with self._lock:
-            if self._rows.get(row.request.id) is row:
-                del self._rows[row.request.id]
-        self._scheduler.release(row)
-        self._runner.release(row)
-        for active in row.take_interventions():
-            active.end(self._runner.meters)
+        """The one place where a row and its peers give everything back; a second call does nothing."""
+        for released in row.together:
+            if released.released:
+                continue
+            released.released = True
+            with self._lock:
+                if self._rows.get(released.request.id) is released:
+                    del self._rows[released.request.id]
+            self._scheduler.release(released)
+            self._runner.release(released)
+            for active in released.take_interventions():
+                active.end(self._runner.meters)
         self._sampling = None
 
     def _emit(self, row: Row, event: Event) -> None:
@@ -353,33 +386,5 @@ class Engine:
                 return
             except Exception as error:  # noqa: BLE001 - a receiver that raises (its loop is closed) ends its own row only
                 _log.warning("receiver_failed", id=row.request.id, error=repr(error))
-        self._release(row)
-
-    def _check(self, request: GenerationRequest) -> None:
-        if not request.prompt_ids:
-            raise InvalidRequest("the prompt has no tokens; send at least one", param="prompt")
-        self._check_ids(request.prompt_ids, "prompt")
-        self._check_ids(request.sampling.logit_bias, "logit_bias")
-        needed = _tokens_at_most(request)
-        if needed > self.limits.context:
-            raise ContextLengthExceeded(
-                f"{len(request.prompt_ids)} prompt tokens and max_tokens {request.sampling.max_tokens} make {needed}, "
-                f"but the context holds {self.limits.context}: shorten the prompt or lower max_tokens",
-                param="max_tokens",
-            )
-
-        if self._runner.cache.row_bytes(needed) > self.limits.memory.kv:
-            raise ContextLengthExceeded(
-                f"{needed} tokens need more than the {self.limits.memory.kv // 2**20} MiB this server has for keys "
-                "and values: shorten the prompt, lower max_tokens, or start it with a larger --kv-memory-mib",
-                param="max_tokens",
-            )
-
-    def _check_ids(self, ids: Collection[int], field: str) -> None:
-        """An id without an embedding would raise inside the forward, and end every row of its batch."""
-        if ids and not 0 <= min(ids) <= max(ids) < self.info.vocab_size:
-            raise InvalidRequest(f"token ids must be in [0, {self.info.vocab_size}) for this model", param=field)
-
-
-def _tokens_at_most(request: GenerationRequest) -> int:
-    return len(request.prompt_ids) + request.sampling.max_tokens
+                del self._rows[row.request.id]
+        self._fail(row, "engine_failed", _PEER_GONE)

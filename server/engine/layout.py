@@ -129,7 +129,7 @@ def place_rows(batch: Batch, cache: KvCache) -> None:
     """Gives each row of a batch memory for the tokens that it computes next."""
     for row in batch.rows:
         if row.state != "decode":
-            row.kv = row.kv or cache.begin(row.prompt_len)
+            row.kv = row.kv or cache.begin(len(row.tokens))
             continue
         if isinstance(row.kv, PromptKv):
             row.kv = cache.place(row, row.kv, row.computed)

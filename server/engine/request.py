@@ -16,13 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """One row: a prompt, how to sample, and interventions whose tensors are already resident."""
+    """One row: a prompt, how to sample, and interventions whose tensors are already resident.
+
+    With ``scored_ids`` nothing is drawn: these tokens are read behind the prompt as if they had been.
+    """
 
     id: str
     prompt_ids: tuple[int, ...]
     sampling: SamplingParams
     interventions: tuple[ResolvedIntervention, ...] = ()
     owner: str | None = None
+    scored_ids: tuple[int, ...] = ()
+
+    @property
+    def tokens_at_most(self) -> int:
+        """Tokens of the row at its end, should nothing stop it before."""
+        return len(self.prompt_ids) + len(self.scored_ids) + self.sampling.max_tokens
 
 
 @dataclass(frozen=True, slots=True)

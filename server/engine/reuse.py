@@ -60,11 +60,15 @@ class PrefixReuse:
     @torch.inference_mode()
     def start(self, row: Row) -> None:
         """Gives the row memory for its prompt, with what is known of it."""
-        prompt = row.kv = self._cache.begin(row.prompt_len)
+        prompt = row.kv = self._cache.begin(len(row.tokens))
         if row.prefix is None or not row.prefix.keys:
             return
         reuse = self.prefixes.take(row, row.prefix)
-        row.prefix.kept_layers = tuple(self._kept_layers)
+        if row.request.scored_ids:
+            # The row that wrote the text has left its prompt here: nobody need wait for this one to do it again.
+            self.prefixes.settle(row.prefix)
+        else:
+            row.prefix.kept_layers = tuple(self._kept_layers)
         for number, block in enumerate((*reuse.whole, *reuse.lower)):
             whole = number < len(reuse.whole)
             self._cache.load(prompt, number * BLOCK, block, self._layers if whole else reuse.layers)

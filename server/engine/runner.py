@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mappers.architectures import DecoderStack
 from server.engine.attention import packed_attention
+from server.engine.divergence import divergences
 from server.engine.hooks import PlanHooks
 from server.engine.kv import KvCache, LayerShape, Slot
 from server.engine.layout import StepLayout, place_rows
@@ -34,11 +35,13 @@ class StepResult:
     """Logits (float32) of the rows that need a token, and the rows whose forward must be thrown away.
 
     ``ready[i]`` is the row of ``logits_BV[i]``; ``failed`` maps rows to the reason; a failed row is never ready.
+    ``compared`` are rows that have read all of their text.
     """
 
     ready: tuple[Row, ...]
     logits_BV: Tensor
     failed: dict[Row, str]
+    compared: tuple[Row, ...]
 
 
 class Runner:
@@ -148,10 +151,14 @@ class Runner:
     def _result(self, layout: StepLayout, kept: list[range], logits_KV: Tensor, failed: dict[int, str]) -> StepResult:
         ready: list[Row] = []
         last: list[int] = []
+        compared_TV: dict[Row, Tensor] = {}
         stop = 0
         for i, (row, count, tokens) in enumerate(zip(layout.rows, layout.counts, kept, strict=True)):
             start, stop = stop, stop + len(tokens)
             if i in failed or not tokens:
+                continue
+            if row.state == "score":
+                compared_TV[row] = logits_KV[start:stop]
                 continue
             if _scores_prompt(row):
                 self._score_prompt(row, logits_KV[start:stop])
@@ -160,7 +167,17 @@ class Runner:
                 last.append(stop - 1)
         # A decode step needs every row: a view, where indexing would copy the whole vocabulary.
         logits_BV = logits_KV if len(last) == len(logits_KV) else logits_KV[last]
-        return StepResult(tuple(ready), logits_BV.float(), {layout.rows[i]: reason for i, reason in failed.items()})
+        if compared_TV and not failed:
+            self._compare(compared_TV)
+        done = (row for row, read_TV in compared_TV.items() if row.computed + len(read_TV) == len(row.tokens))
+        reasons = {layout.rows[i]: reason for i, reason in failed.items()}
+        return StepResult(tuple(ready), logits_BV.float(), reasons, () if failed else tuple(done))
+
+    def _compare(self, logits_TV: dict[Row, Tensor]) -> None:
+        """Notes how far each row lies from the first, which all are compared with, on these tokens."""
+        _, *others = logits_TV
+        for row, found in zip(others, divergences(list(logits_TV.values())), strict=True):
+            row.divergences += found
 
     def _score_prompt(self, row: Row, logits_KV: Tensor) -> None:
         scored = row.tokens[row.computed + 1 : min(row.computed + len(logits_KV) + 1, row.prompt_len)]
@@ -169,11 +186,12 @@ class Runner:
 
 
 def _decoded(rows: tuple[Row, ...], logits_BV: Tensor, failed: dict[int, str]) -> StepResult:
-    if not failed:
-        return StepResult(rows, logits_BV.float(), {})
+    """A static step has a token for every row; nothing is compared in it."""
     sound = [i for i in range(len(rows)) if i not in failed]
+    if failed:
+        logits_BV = logits_BV[sound]
     reasons = {rows[i]: reason for i, reason in failed.items()}
-    return StepResult(tuple(rows[i] for i in sound), logits_BV[sound].float(), reasons)
+    return StepResult(tuple(rows[i] for i in sound), logits_BV.float(), reasons, ())
 
 
 def _columns(layout: StepLayout) -> tuple[tuple[Row, ...], list[int], tuple[int, ...]]:
@@ -182,6 +200,8 @@ def _columns(layout: StepLayout) -> tuple[tuple[Row, ...], list[int], tuple[int,
 
 def _kept(row: Row, first: int, count: int) -> range:
     """Numbers of the tokens whose logits the row needs."""
+    if row.state == "score":
+        return range(first + max(row.prompt_len - 1 - row.computed, 0), first + count)
     if _scores_prompt(row):
         return range(first, first + count)
     return range(first + count - 1, first + count) if row.computed + count >= len(row.tokens) else range(0)

@@ -2,6 +2,9 @@
 
 Every row that decodes takes part in every step; beside them a bounded number of prompt tokens is read. A row is
 admitted only when the memory that it may need until its end is free, so memory never decides later.
+
+Rows that are compared on one text are admitted at once or not at all, and one comparison at a time: two that hold half
+of their memory would wait for each other for ever. They advance in lock-step, in batches of their own.
 """
 
 from __future__ import annotations
@@ -31,10 +34,15 @@ class Batch:
         return "decode" if all(row.state == "decode" for row in self.rows) else "mixed"
 
 
+_SCORED_TOKENS = 256
+"""Tokens of a step, of all rows compared, for which the logits of the whole vocabulary are kept."""
+
+
 class Scheduler:
     """Owners take turns, and each owner's requests come in order.
 
-    ``max_batch`` rows are live at once, as far as ``budget`` holds what ``cost`` says each may need (any unit).
+    ``max_batch`` rows are live at once, as far as ``budget`` holds what ``cost`` says each may need (any unit); the
+    last comparison admitted may exceed that number, as its rows are never part of a larger batch.
     ``prefill_tokens`` prompt tokens at most are computed in a step. ``may_start`` can hold a row back for a while;
     ``start`` is called when a row is admitted, and may find that part of its prompt is computed already.
     """
@@ -55,16 +63,17 @@ class Scheduler:
         self._cost = cost
         self._may_start = may_start
         self._start = start
-        self._resumed_last = False
-        self._waiting: dict[str | None, deque[Row]] = {}
+        self._turn = 0
+        self._waiting: dict[str | None, deque[tuple[Row, ...]]] = {}
         self._reading: list[Row] = []
         self._decoding: list[Row] = []
+        self._compared: list[Row] = []
         self._spent: dict[Row, int] = {}
 
     @property
     def waiting(self) -> int:
         """Rows that were not admitted yet."""
-        return sum(map(len, self._waiting.values()))
+        return sum(len(rows) for queue in self._waiting.values() for rows in queue)
 
     @property
     def live(self) -> int:
@@ -76,21 +85,21 @@ class Scheduler:
         """What the live rows may need in all, in the unit of ``budget``."""
         return sum(self._spent.values())
 
-    def submit(self, row: Row) -> None:
-        """Queues a row; never refuses: the engine bounds how many there are."""
-        self._waiting.setdefault(row.request.owner, deque()).append(row)
+    def submit(self, *rows: Row) -> None:
+        """Queues rows to be admitted at once; never refuses: the engine bounds how many there are."""
+        self._waiting.setdefault(rows[0].request.owner, deque()).append(rows)
 
     def next_batch(self) -> Batch | None:
-        """The next forward, or None when nothing is to be done."""
-        while len(self._spent) < self.max_batch and self._admit_one():
+        """The next forward, or None when nothing is to be done. The kinds of batches take turns."""
+        while len(self._spent) < self.max_batch and self._admit_next():
             pass
-        chunks = self._share([row for row in self._reading if row.computed >= row.known_until])
-        rows = (*self._decoding, *(row for row, _ in chunks))
-        resuming = [row for row in self._reading if row.computed < row.known_until]
-        self._resumed_last = bool(resuming) and not (rows and self._resumed_last)
-        if self._resumed_last:
-            return self._resume(resuming)
-        return Batch(rows, (*(1 for _ in self._decoding), *(count for _, count in chunks))) if rows else None
+        kinds = (self._continue, self._resume, self._compare)
+        for _ in kinds:
+            self._turn = (self._turn + 1) % len(kinds)
+            batch = kinds[self._turn]()
+            if batch is not None:
+                return batch
+        return None
 
     def commit(self, batch: Batch) -> None:
         """Records that the batch was computed; rows whose prompt is complete decode from now on."""
@@ -104,48 +113,77 @@ class Scheduler:
                 row.state = "decode"
 
     def release(self, row: Row) -> None:
-        """Takes a row out, whatever its state. A second call does nothing."""
+        """Takes a row out, whatever its state; if it waits, with those it waits for. A second call does nothing."""
         if self._spent.pop(row, None) is not None:
-            (self._decoding if row.state == "decode" else self._reading).remove(row)
+            live = {"prefill": self._reading, "decode": self._decoding, "score": self._compared}
+            live[row.state].remove(row)
             return
-        queue = self._waiting.get(row.request.owner)
-        if queue is not None and row in queue:
-            queue.remove(row)
+        queue = self._waiting.get(row.request.owner, deque())
+        rows = next((rows for rows in queue if row in rows), None)
+        if rows is not None:
+            queue.remove(rows)
             if not queue:
                 del self._waiting[row.request.owner]
 
-    def _admit_one(self) -> bool:
-        """Admits the first row of the first owner whose row may start; that owner is the last to be asked next time."""
+    def _admit_next(self) -> bool:
+        """Admits the first rows of the first owner who has some that may start; he is the last to be asked again."""
         free = None if self._budget is None else self._budget - self.promised
         for owner, queue in self._waiting.items():
-            row = next((row for row in queue if self._may_start(row)), None)
-            if row is None:
+            rows = next((rows for rows in queue if self._may_start_now(rows)), None)
+            if rows is None:
                 continue
-            cost = self._cost(row)
-            if free is not None and cost > free:
+            costs = [self._cost(row) for row in rows]
+            if free is not None and sum(costs) > free:
                 # Smaller rows do not overtake: they would keep the memory taken for ever.
                 return False
-            queue.remove(row)
+            queue.remove(rows)
             del self._waiting[owner]
             if queue:
                 self._waiting[owner] = queue
-            self._spent[row] = cost
-            self._reading.append(row)
-            row.state = "prefill"
-            self._start(row)
+            for row, cost in zip(rows, costs, strict=True):
+                self._spent[row] = cost
+                row.state = "score" if row.request.scored_ids else "prefill"
+                (self._compared if row.state == "score" else self._reading).append(row)
+                self._start(row)
             return True
         return False
 
-    def _resume(self, rows: list[Row]) -> Batch:
+    def _may_start_now(self, rows: tuple[Row, ...]) -> bool:
+        return not (self._compared and rows[0].request.scored_ids) and all(map(self._may_start, rows))
+
+    def _continue(self) -> Batch | None:
+        """All rows that decode, and prompt tokens of which nothing is known."""
+        chunks = self._share([row for row in self._reading if not row.skipped])
+        rows = (*self._decoding, *(row for row, _ in chunks))
+        return Batch(rows, (*(1 for _ in self._decoding), *(count for _, count in chunks))) if rows else None
+
+    def _resume(self) -> Batch | None:
         """Positions whose lower layers are known, of the rows that know as many layers as the first."""
-        room, skipped = self._prefill_tokens, rows[0].known_layers
+        resuming = [row for row in self._reading if row.skipped]
+        if not resuming:
+            return None
+        room, skipped = self._prefill_tokens, resuming[0].skipped
         chunks: list[tuple[Row, int]] = []
-        for row in rows:
+        for row in resuming:
             count = min(row.known_until - row.computed, room)
-            if row.known_layers == skipped and count:
+            if row.skipped == skipped and count:
                 chunks.append((row, count))
                 room -= count
         return Batch(tuple(row for row, _ in chunks), tuple(count for _, count in chunks), skipped)
+
+    def _compare(self) -> Batch | None:
+        """The rows compared that are furthest behind, up to where others stand: from the text on, all in one batch."""
+        if not self._compared:
+            return None
+        start = min(row.computed for row in self._compared)
+        behind = [row for row in self._compared if row.computed == start]
+        rows = [row for row in behind if row.skipped == behind[0].skipped]
+        text = rows[0].prompt_len - 1
+        room = self._prefill_tokens if start < text else min(self._prefill_tokens, _SCORED_TOKENS)
+        others = (stop for row in self._compared for stop in (row.computed, row.known_until))
+        stop = min(stop for stop in (text, len(rows[0].tokens), *others) if stop > start)
+        count = min(max(room // len(rows), 1), stop - start)
+        return Batch(tuple(rows), (count,) * len(rows), rows[0].skipped)
 
     def _share(self, reading: list[Row]) -> list[tuple[Row, int]]:
         """Prompt tokens of a step: half for the oldest prompt, the rest for the shortest, so that none waits long."""

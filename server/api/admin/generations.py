@@ -42,7 +42,7 @@ class GenerationOut(TypedDict):
 
     id: str
     object: Literal["generation"]
-    state: Literal["waiting", "prefill", "decode"]
+    state: Literal["waiting", "prefill", "decode", "score"]
     prompt_tokens: int
     completion_tokens: int
     interventions: list[ActiveOut]

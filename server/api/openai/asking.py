@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING
 
 from anyio import to_thread
@@ -29,12 +30,15 @@ _CHARACTERS_PER_TOKEN = 256
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request, read and permitted, but not yet tokenised. ``max_tokens`` None is all that fit."""
+    """One request, read and permitted, but not yet tokenised. ``max_tokens`` None is all that fit.
+
+    ``wishes`` has an entry for each setting under which every prompt is continued.
+    """
 
     id: str
     principal: Principal
     fields: SamplingFields
-    wishes: Wishes
+    wishes: tuple[Wishes, ...]
     encode: Callable[[], list[EncodedPrompt]]
     max_tokens: int | None
     logprobs: int | None
@@ -57,7 +61,7 @@ async def prepare(services: Services, ask: Ask) -> Generation:
         "system_fingerprint": f"fp_{info.config_digest[:10]}",
     }
     rows = Rows(services.engine, requests, services.metrics, services.stopwatch)
-    return Generation(head, services.policy.name, tuple(prompts), ask.fields.choices, rows)
+    return Generation(head, services.policy.name, tuple(prompts), len(ask.wishes) * ask.fields.choices, rows)
 
 
 def check_model(services: Services, name: str) -> None:
@@ -78,20 +82,20 @@ def check_size(characters: int, tokens: int, context: int, param: str = "prompt"
 
 
 def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[GenerationRequest]]:
-    check_visible(ask.wishes, ask.principal, services.artifacts, services.policy)
+    for wishes in ask.wishes:
+        check_visible(wishes, ask.principal, services.artifacts, services.policy)
     prompts = ask.encode()
     resolved: dict[InterventionSpec, ResolvedIntervention] = {}
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         max_tokens = _max_tokens(ask, prompt, services.engine.limits.context)
-        specs = ask.wishes.switch_spec(prompt) + ask.wishes.steering_specs(prompt)
-        fresh = [spec for spec in dict.fromkeys(specs) if spec not in resolved]
-        resolved.update(zip(fresh, resolve(fresh, services.catalog), strict=True))
-        for choice in range(ask.fields.choices):
-            index = len(requests)
+        for wishes, choice in product(ask.wishes, range(ask.fields.choices)):
+            specs = wishes.switch_spec(prompt) + wishes.steering_specs(prompt)
+            fresh = [spec for spec in dict.fromkeys(specs) if spec not in resolved]
+            resolved.update(zip(fresh, resolve(fresh, services.catalog), strict=True))
             requests.append(
                 GenerationRequest(
-                    id=row_id(ask.id, index),
+                    id=row_id(ask.id, len(requests)),
                     prompt_ids=prompt.ids,
                     sampling=ask.fields.sampling(
                         choice=choice,

@@ -80,7 +80,7 @@ def _ask(body: ChatRequest, wishes: Wishes, services: Services, principal: Princ
         id=f"chatcmpl-{services.new_id()}",
         principal=principal,
         fields=body,
-        wishes=wishes,
+        wishes=(wishes,),
         encode=encode,
         max_tokens=body.token_limit,
         logprobs=body.logprob_count,

@@ -69,7 +69,7 @@ def _ask(body: CompletionRequest, wishes: Wishes, services: Services, principal:
         id=f"cmpl-{services.new_id()}",
         principal=principal,
         fields=body,
-        wishes=wishes,
+        wishes=(wishes,),
         encode=encode,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from server.api.rows import Rows
 from server.api.schemas.answers import Answer, InterlockOut, ReceiptOut, Usage
-from server.types import Event, Finished, PromptScored, Receipt, TokenLogprob, TokensGenerated
+from server.types import Event, Finished, PromptScored, Receipt, TokenLogprob, TokensGenerated, TokensScored
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
@@ -56,8 +56,10 @@ class Choice:
     """Everything one row gave."""
 
     text: str = ""
+    token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     prompt_logprobs: tuple[TokenLogprob, ...] = ()
+    divergences: tuple[float, ...] = ()
     finished: Finished | None = None
 
     def add(self, event: Event) -> None:
@@ -65,9 +67,12 @@ class Choice:
         match event:
             case TokensGenerated():
                 self.text += event.text
+                self.token_ids += event.token_ids
                 self.logprobs += event.logprobs
             case PromptScored():
                 self.prompt_logprobs = event.logprobs
+            case TokensScored():
+                self.divergences = event.divergences
             case Finished():
                 self.finished = event
             case _:

@@ -148,6 +148,35 @@ class Completion(Answer):
     interlock: InterlockOut
 
 
+class ComparedSetting(TypedDict):
+    """What came of one setting.
+
+    ``first_diverging_token`` counts generated tokens from 0; null where the text is the reference's. ``kl`` are nats,
+    one for each token of the reference's text; null for the reference itself, and where none were asked for.
+    ``mean_kl`` and ``max_kl`` are null where there is no token.
+    """
+
+    index: int
+    name: str | None
+    text: str
+    token_ids: list[int]
+    tokens: list[str]
+    finish_reason: FinishReason
+    first_diverging_token: int | None
+    kl: list[float] | None
+    mean_kl: float | None
+    max_kl: float | None
+
+
+class Comparison(Answer):
+    """Answer of ``POST /v1/compare``. ``choice`` of a receipt is the index of the setting it belongs to."""
+
+    object: Literal["comparison"]
+    settings: list[ComparedSetting]
+    usage: Usage
+    interlock: InterlockOut
+
+
 class ChatCompletionChunk(Answer):
     """One event of a streamed chat. ``interlock`` comes with the last; ``usage`` where it was asked for."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from server.engine.request import GenerationRequest, InterventionUpdate
 from server.engine.text import EncodedPrompt
-from server.errors import Conflict, InvalidRequest, NotFound, Overloaded
+from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded
 from server.jobs.model import Job, JobEvent, JobState
 from server.types import (
     EngineLimits,
@@ -24,6 +24,7 @@ from server.types import (
     Receipt,
     TokenLogprob,
     TokensGenerated,
+    TokensScored,
 )
 
 WIDTH = 4
@@ -112,6 +113,8 @@ class FakeEngine:
     """Writes the alphabet. With ``hold`` it emits nothing by itself: the test does, through ``sinks``."""
 
     hold: bool = False
+    hold_scoring: bool = False
+    together_at_most: int = 8
     healthy: bool = True
     texts: str = ALPHABET
     limits: EngineLimits = LIMITS
@@ -128,6 +131,20 @@ class FakeEngine:
         self.sinks[request.id] = sink
         if not self.hold:
             self.finish(request.id)
+
+    def submit_together(self, requests: Sequence[GenerationRequest], sinks: Sequence[Callable[[Event], None]]) -> None:
+        """The divergence of row i is i at every token."""
+        for index, (request, sink) in enumerate(zip(requests, sinks, strict=True)):
+            self.requests[request.id] = self.running[request.id] = request
+            self.sinks[request.id] = sink
+            if not self.hold_scoring:
+                del self.running[request.id]
+                sink(TokensScored((float(index),) * len(request.scored_ids) if index else ()))
+                sink(Finished("length", len(request.prompt_ids), 0, ()))
+
+    def check_together(self, requests: Sequence[GenerationRequest]) -> None:
+        if len(requests) > self.together_at_most:
+            raise ContextLengthExceeded("not at once", param="settings")
 
     def check_places(self) -> None:
         if len(self.running) >= self.limits.max_batch + self.limits.max_waiting:

@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from server.api.schemas.chat import ChatRequest
+from server.api.schemas.compare import CompareRequest
 from server.api.schemas.completions import CompletionRequest
 from tests.server.api.conftest import CHAT, COMPLETION
+
+COMPARE = COMPLETION | {"settings": [{}, {"safety_switch": "safe"}]}
 
 JSON = {"Content-Type": "application/json"}
 HARD = st.sampled_from(
@@ -63,6 +66,7 @@ INTERVENTION = st.fixed_dictionaries(
     },
 )
 SPECIAL = {"safety_switch": INTERVENTION | VALUES, "steering": st.lists(INTERVENTION, max_size=2) | VALUES}
+SPECIAL["settings"] = st.lists(st.fixed_dictionaries({}, optional=dict(SPECIAL)) | VALUES, max_size=3)
 
 
 def bodies(model: type) -> st.SearchStrategy[dict[str, Any]]:
@@ -73,7 +77,11 @@ def bodies(model: type) -> st.SearchStrategy[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("path", "base", "model"),
-    [("/v1/chat/completions", CHAT, ChatRequest), ("/v1/completions", COMPLETION, CompletionRequest)],
+    [
+        ("/v1/chat/completions", CHAT, ChatRequest),
+        ("/v1/completions", COMPLETION, CompletionRequest),
+        ("/v1/compare", COMPARE, CompareRequest),
+    ],
 )
 def test_any_json_is_answered_or_refused(client, path, base, model):
     @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))

@@ -187,6 +187,52 @@ def test_output_that_is_not_finite_is_an_error_and_the_server_goes_on(web):
     assert complete(web)["choices"] == plain["choices"]
 
 
+def compare(web: httpx.Client, *settings: dict, **fields) -> dict:
+    response = web.post("/v1/compare", json=body(settings=list(settings), **fields))
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+def test_settings_side_by_side(web):
+    """The texts are those of single requests; divergences are what log-probabilities of whole vocabularies say."""
+    steering = [{"vector": inline(1), "strength": 0.3, "apply": {"prompt": "none"}}]
+    answer = compare(web, {"name": "plain"}, {}, {"steering": steering}, max_tokens=40)
+    plain, same, steered = answer["settings"]
+    for compared, single in ((plain, {}), (same, {}), (steered, {"steering": steering})):
+        choice = complete(web, max_tokens=40, **single)["choices"][0]
+        assert (compared["text"], compared["finish_reason"]) == (choice["text"], choice["finish_reason"])
+        assert len(compared["token_ids"]) == 40
+    assert same["first_diverging_token"] is None
+    assert len(same["kl"]) == 40
+    assert max(same["kl"]) < 1e-6
+    first = steered["first_diverging_token"]
+    assert steered["token_ids"][:first] == plain["token_ids"][:first]
+    assert steered["token_ids"][first] != plain["token_ids"][first]
+    assert steered["kl"][0] < 1e-6, "the first token is predicted by the prompt, which nothing touches"
+    assert steered["max_kl"] == max(steered["kl"]) > 1e-3
+    (receipt,) = answer["interlock"]["interventions"]
+    assert (receipt["choice"], receipt["prompt_tokens"], receipt["generated_tokens"]) == (2, 0, 39)
+
+
+def test_a_comparison_ends_like_any_request(web, services):
+    poison = {"steering": [{"vector": inline(0, 1e37), "strength": 100}] * 8}
+    response = web.post("/v1/compare", json=body(settings=[{}, poison]))
+    assert (response.status_code, response.json()["error"]["code"]) == (500, "non_finite")
+    response = web.post("/v1/compare", json=body(settings=[{}, {"steering": [{"vector": inline(3)}]}]))
+    assert response.status_code == 400
+    assert response.json()["error"]["param"].startswith("settings[1].steering[0]")
+    answers: list[dict] = []
+    ask = {"max_tokens": 20}
+    threads = [threading.Thread(target=lambda: answers.append(compare(web, {}, {}, **ask))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({answer["settings"][0]["text"] for answer in answers}) == 1
+    assert len(answers) == 6
+    eventually(lambda: not services.engine.generations())
+
+
 def test_a_running_stream_can_be_changed(web, services):
     with web.stream("POST", "/v1/completions", json=body(max_tokens=LONG, stream=True)) as response:
         generation = response.headers["x-request-id"]
@@ -214,6 +260,26 @@ def test_clients_that_hang_up_leave_nothing_behind(url, services, stream):
     eventually(lambda: len(services.engine.generations()) > 8)
     for connection in connections:
         connection.close()
+    eventually(lambda: not services.engine.generations())
+
+
+@pytest.mark.parametrize("state", ["decode", "score"])
+def test_a_client_that_hangs_up_while_texts_are_compared(url, services, monkeypatch, state):
+    content = json.dumps(body(prompt="Hello " * 8, settings=[{}] * 4, max_tokens=LONG)).encode()
+    head = ["POST /v1/compare HTTP/1.1", "Host: x", "Content-Type: application/json", f"Content-Length: {len(content)}"]
+    reached = threading.Event()
+    forward = services.engine._runner.forward
+
+    def slowed(batch):
+        if any(row.state == state for row in batch.rows):
+            reached.set()
+            time.sleep(0.02)
+        return forward(batch)
+
+    monkeypatch.setattr(services.engine._runner, "forward", slowed)
+    with socket.create_connection(("127.0.0.1", httpx.URL(url).port)) as connection:
+        connection.sendall("\r\n".join([*head, "", ""]).encode() + content)
+        assert reached.wait(20)
     eventually(lambda: not services.engine.generations())
 
 

@@ -37,7 +37,7 @@ from mappers.architectures import config_digest, discover
 from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine
 from server.engine.request import GenerationRequest
-from server.types import Failed, Finished, PromptScored, SamplingParams, TokensGenerated
+from server.types import Failed, Finished, PromptScored, SamplingParams, TokensGenerated, TokensScored
 
 # Tiny models gain nothing from more threads, and lose much to a loaded machine.
 torch.set_num_threads(1)
@@ -131,6 +131,7 @@ class Outcome:
     text: str = ""
     logprobs: list = field(default_factory=list)
     prompt: PromptScored | None = None
+    divergences: list[float] | None = None
     end: Finished | Failed | None = None
 
 
@@ -151,6 +152,18 @@ class Harness:
         sampling = sampling or greedy()
         self.engine.submit(GenerationRequest(id, tuple(prompt), sampling, tuple(interventions)), _collector(outcome))
         return id
+
+    def compare(self, prompt, text, settings, owner=None) -> list[str]:
+        """Submits rows that score ``text``, one for each of ``settings``."""
+        self._count += 1
+        ids = [f"c{self._count}-{i}" for i in range(len(settings))]
+        self.outcomes |= {id: Outcome() for id in ids}
+        requests = [
+            GenerationRequest(id, tuple(prompt), SamplingParams(max_tokens=0), tuple(used), owner, tuple(text))
+            for id, used in zip(ids, settings, strict=True)
+        ]
+        self.engine.submit_together(requests, [_collector(self.outcomes[id]) for id in ids])
+        return ids
 
     def step(self) -> bool:
         self.engine._obey(wait=False)
@@ -190,6 +203,8 @@ def _collector(outcome: Outcome):
             outcome.logprobs += event.logprobs
         elif isinstance(event, PromptScored):
             outcome.prompt = event
+        elif isinstance(event, TokensScored):
+            outcome.divergences = list(event.divergences)
         else:
             assert outcome.end is None, "a request ended twice"
             outcome.end = event

@@ -9,11 +9,12 @@ import pytest
 from pydantic import TypeAdapter
 
 from server.api.schemas.chat import ChatRequest
+from server.api.schemas.compare import CompareRequest
 from server.api.schemas.completions import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.api.schemas.interventions import GenerationPatch
 from server.jobs.specs import JobSpec
 
-MODELS = [ChatRequest, CompletionRequest, TokenizeRequest, DetokenizeRequest, GenerationPatch, JobSpec]
+MODELS = [ChatRequest, CompletionRequest, CompareRequest, TokenizeRequest, DetokenizeRequest, GenerationPatch, JobSpec]
 
 
 def unbounded(schema: dict[str, Any], path: str) -> Iterator[str]:
