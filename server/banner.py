@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
@@ -10,17 +12,27 @@ from server.settings import Settings
 from server.types import EngineLimits, ModelInfo
 
 
-def print_banner(console: Console, settings: Settings, model: ModelInfo, limits: EngineLimits, url: str) -> None:
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Whether no key is asked for, and what is on by default: a switch, a profile or neither."""
+
+    open: bool
+    default: str | None = None
+
+
+def print_banner(
+    console: Console, settings: Settings, model: ModelInfo, limits: EngineLimits, url: str, access: Access
+) -> None:
     """Model, limits, access and where to go next, on ``console``."""
     grid = Table.grid(padding=(0, 2))
     grid.add_column(style="dim", no_wrap=True)
     grid.add_column(overflow="fold")
-    for name, value in _lines(settings, model, limits, url).items():
+    for name, value in _lines(settings, model, limits, url, access).items():
         grid.add_row(name, value)
     console.print(Panel(grid, title="Interlock", title_align="left", expand=False, border_style="cyan"))
 
 
-def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str) -> dict[str, str]:
+def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str, access: Access) -> dict[str, str]:
     return {
         "model": f"{model.name} ({model.architecture}, {model.layers} layers of width {model.width})",
         "runs on": f"{model.device}, {model.dtype}" + (f" ({model.dtype_reason})" if model.dtype_reason else ""),
@@ -32,9 +44,9 @@ def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str)
                 f"reusable prefixes at most {_size(limits.memory.prefixes)}",
             )
         ),
-        "safety switch": settings.switch or "none by default; requests may name one",
+        "on by default": access.default or "nothing; requests may name a switch",
         "references": ", ".join(settings.references) or "none",
-        "access": _access(settings),
+        "access": _access(settings, access),
         "data": str(settings.data_dir),
         "url": f"{url}/v1",
         "try": f"curl {url}/v1/capabilities, or {url}/docs in a browser",
@@ -45,7 +57,7 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
-def _access(settings: Settings) -> str:
-    if settings.api_key is not None:
+def _access(settings: Settings, access: Access) -> str:
+    if not access.open:
         return "with an API key"
     return "open to everybody who reaches it" if settings.insecure_no_auth else "open, from this machine only"

@@ -22,8 +22,8 @@ from transformers.utils import logging as transformers_logging
 from mappers.loading import LoadedModel, load_model
 from server.api.app import create_app
 from server.api.services import Services
-from server.banner import print_banner
-from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, owned
+from server.banner import Access, print_banner
+from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, RECEIPT_KEY_FILE, owned
 from server.engine.linears import install_linears
 from server.engine.loader import EngineOptions, build_engine
 from server.engine.precision import Precision, pick_precision
@@ -37,8 +37,13 @@ from server.jobs.supervisor import Supervisor, SupervisorConfig
 from server.listener import DrainingServer, bind, url_of
 from server.logs import configure_logging
 from server.metrics import Metrics
+from server.policy.audit import AuditLog
+from server.policy.key_store import KeyStore
 from server.policy.keys import KeyRing
+from server.policy.policies import PolicyStore
 from server.policy.policy import Policy
+from server.policy.profiles import ProfileStore
+from server.policy.receipts import ReceiptSigner, kept_key
 from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
 from server.settings import ConfigurationError, Settings, plain_environment
@@ -68,7 +73,10 @@ def run(settings: Settings) -> None:
 
         def started() -> None:
             _log.info("listening", url=url, model=services.engine.info.name)
-            print_banner(Console(highlight=False), settings, services.engine.info, services.engine.limits, url)
+            info = services.engine.info
+            default = settings.switch or services.policy.document.default_profiles.get(info.name)
+            access = Access(services.keys.open, default)
+            print_banner(Console(highlight=False), settings, info, services.engine.limits, url, access)
 
         def drain() -> None:
             draining.set()
@@ -91,9 +99,12 @@ def running_services(settings: Settings, draining: threading.Event) -> Iterator[
     with ExitStack() as stack:
         database = open_database(settings.data_dir / DATABASE_FILE)
         stack.callback(database.close)
-        artifacts = ArtifactStore(settings.data_dir / ARTIFACTS_FOLDER, database, clock=time.time)
+        audit = AuditLog(database, clock=time.time)
+        artifacts = ArtifactStore(
+            settings.data_dir / ARTIFACTS_FOLDER, database, clock=time.time, on_change=audit.artifact_changed
+        )
         _reconcile(artifacts)
-        services = _assemble(settings, database, artifacts, draining)
+        services = _assemble(settings, database, artifacts, audit, draining)
         services.engine.start()
         stack.callback(services.engine.stop)
         services.jobs.start()
@@ -123,7 +134,9 @@ def pick_device(wanted: str) -> str:
     return "cuda" if available and wanted != "cpu" else "cpu"
 
 
-def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, draining: threading.Event) -> Services:
+def _assemble(
+    settings: Settings, database: Database, artifacts: ArtifactStore, audit: AuditLog, draining: threading.Event
+) -> Services:
     device = pick_device(settings.device)
     precision = pick_precision(settings.dtype, device, torch.cpu.get_capabilities())
     loaded = _load(settings, device, precision)
@@ -131,19 +144,49 @@ def _assemble(settings: Settings, database: Database, artifacts: ArtifactStore, 
     engine, codec = build_engine(loaded, options, name=settings.model_name, dtype_reason=precision.reason)
     budget_bytes = settings.artifact_memory_mib * 2**20
     catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength, budget_bytes)
-    if settings.switch is not None:
-        catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch"))
+    policies, profiles, keys = _access(settings, database, audit, engine.info, catalog)
     return Services(
         engine=engine,
         codec=codec,
         catalog=catalog,
         artifacts=artifacts,
         jobs=_jobs(settings, database, artifacts, engine.info, precision.training_dtype(loaded.model)),
-        policy=Policy(default_switch=settings.switch, max_strength=settings.max_strength),
-        keys=KeyRing.first(settings.api_key.get_secret_value() if settings.api_key else None),
+        policies=policies,
+        profiles=profiles,
+        keys=keys,
+        audit=audit,
+        signer=ReceiptSigner(_receipt_key(settings)),
         metrics=Metrics(CollectorRegistry(), engine.info.name),
         not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
     )
+
+
+def _access(
+    settings: Settings, database: Database, audit: AuditLog, model: ModelInfo, catalog: Catalog
+) -> tuple[PolicyStore, ProfileStore, KeyStore]:
+    """Bound to the artifact that the default switch's name leads to now: a name that moves later moves no default."""
+    switch = None
+    if settings.switch is not None:
+        switch = catalog.resolve(InterventionSpec(operation="switch", source=settings.switch, param="switch")).digest
+    start = Policy(default_switch=settings.switch, max_strength=settings.max_strength, switch_artifact=switch)
+    policies = PolicyStore(database, audit, start, model=model.name, clock=time.time)
+    profiles = ProfileStore(database, audit, clock=time.time)
+    first = KeyRing.first(settings.api_key.get_secret_value() if settings.api_key else None)
+    keys = KeyStore(database, audit, first, clock=time.time)
+    for store in (policies, profiles, keys):
+        store.load()
+    return policies, profiles, keys
+
+
+def _receipt_key(settings: Settings) -> bytes:
+    if settings.receipt_key is not None:
+        return settings.receipt_key.get_secret_value().encode()
+    try:
+        return kept_key(settings.data_dir / RECEIPT_KEY_FILE)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"data_dir: {RECEIPT_KEY_FILE} cannot be used as the key of receipts: {error}"
+        ) from error
 
 
 def _options(settings: Settings) -> EngineOptions:

@@ -76,6 +76,8 @@ class Settings(BaseSettings):
     """Port to listen on; 0 takes a free one and prints it."""
     api_key: Annotated[SecretStr, Field(min_length=1, max_length=512)] | None = None
     """First API key, with every scope. Prefer the variable: a command line can be read by others."""
+    receipt_key: Annotated[SecretStr, Field(min_length=32, max_length=512)] | None = None
+    """Secret that receipts are signed with (HMAC-SHA256). Default: one that is made and kept in the data directory."""
     insecure_no_auth: bool = False
     """Listen on any address without a key: everybody who reaches the port may do everything."""
     drain_s: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 30.0

@@ -7,7 +7,18 @@ from fastapi_offline import FastAPIOffline
 from starlette.middleware import Middleware
 
 from server.api import compare, errors
-from server.api.admin import artifacts, capabilities, generations, health, jobs
+from server.api.admin import (
+    artifacts,
+    audit,
+    capabilities,
+    generations,
+    health,
+    jobs,
+    keys,
+    policy,
+    profiles,
+    receipts,
+)
 from server.api.auth import authenticate
 from server.api.middleware import RequestId, SameOrigin
 from server.api.openai import chat, completions, models, tokenization
@@ -24,7 +35,7 @@ supported is refused with its name. Every answer says in `interlock` what was re
 def create_app(services: Services) -> FastAPI:
     """The application. Every route but the health probes asks for a key, where the server has keys."""
     # The docs page brings its own scripts: one from a foreign host would see the key that is typed into it.
-    app = FastAPIOffline(
+    app: FastAPI = FastAPIOffline(
         redoc_url=None,
         title="Interlock",
         description=_DESCRIPTION,
@@ -33,7 +44,7 @@ def create_app(services: Services) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         middleware=[
             Middleware(RequestId, new_id=services.new_id),
-            Middleware(SameOrigin, open_server=services.keys.open),
+            Middleware(SameOrigin, is_open=lambda: app.state.services.keys.open),
         ],
     )
     app.state.services = services
@@ -45,7 +56,8 @@ def create_app(services: Services) -> FastAPI:
 
 def _guarded() -> APIRouter:
     guarded = APIRouter(dependencies=[Security(authenticate)])
-    for module in (chat, completions, compare, models, tokenization, generations, capabilities, artifacts, jobs):
+    inference = (chat, completions, compare, models, tokenization, generations, receipts, capabilities)
+    for module in (*inference, artifacts, jobs, profiles, policy, keys, audit):
         guarded.include_router(module.router)
     guarded.include_router(health.metrics_router)
     return guarded

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Request
 
 from server.api.auth import Caller, needs
 from server.api.headers import STEERING_HEADER, SWITCH_HEADER, InterventionHeaders, SaidInHeaders
-from server.api.interventions import wishes_of
 from server.api.json_body import JsonRoute
 from server.api.openai.asking import Ask, check_model, check_size, prepare
 from server.api.openai.generation import Choice, Generation, ends, row_id
@@ -21,6 +20,7 @@ from server.api.rows import ScoringRows
 from server.api.schemas.answers import ComparedSetting, Comparison, error_responses
 from server.api.schemas.compare import CompareRequest
 from server.api.services import InjectedServices, Services
+from server.api.wishes import wishes_of
 from server.errors import InvalidRequest
 from server.policy.keys import Principal
 from server.types import SamplingParams
@@ -65,7 +65,7 @@ async def create_comparison(
 
 
 def _ask(body: CompareRequest, headers: InterventionHeaders, services: Services, principal: Principal) -> Ask:
-    check_model(services, body.model)
+    profile = check_model(services, body.model, principal)
     for said, name in ((headers.switch_text, SWITCH_HEADER), (headers.steering_text, STEERING_HEADER)):
         if said is not None:
             raise InvalidRequest(f"the header {name} does not say which setting it means: use settings", param=name)
@@ -86,11 +86,10 @@ def _ask(body: CompareRequest, headers: InterventionHeaders, services: Services,
 
     return Ask(
         id=f"cmp-{services.new_id()}",
-        principal=principal,
         # Without a seed each row would draw with numbers of its own.
         fields=body.model_copy(update={"seed": randbits(63)}) if body.seed is None else body,
         wishes=tuple(
-            wishes_of(setting, silent, principal, services.policy, f"settings[{i}].")
+            wishes_of(services, principal, setting, silent, profile, f"settings[{i}].")
             for i, setting in enumerate(body.settings)
         ),
         encode=encode,

@@ -16,6 +16,7 @@ from starlette.responses import Response
 from mappers import errors as mapper_errors
 from server import errors
 from server.api.validation import invalid_request
+from server.policy.audit import Actor
 
 INVALID = "invalid_request_error"
 
@@ -84,8 +85,24 @@ def _request_id(request: Request) -> str:
 
 async def _on_interlock_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, mapper_errors.InterlockError)
-    status, _ = status_of(error)
-    return JSONResponse(error_body(error, _request_id(request)), status, headers=_headers(error))
+    told = await _audited(request, error) if isinstance(error, errors.NotPermitted) else error
+    return JSONResponse(error_body(told, _request_id(request)), status_of(told)[0], headers=_headers(told))
+
+
+async def _audited(request: Request, error: errors.NotPermitted) -> errors.RequestError:
+    """``error`` once it is written down, or the error of writing. Names the route, not the path: that may hold text."""
+    principal = getattr(request.state, "principal", None)
+    if principal is None:
+        return error
+    route = getattr(request.scope.get("route"), "path", "")
+    detail = {"rule": error.code, "param": error.param, "method": request.method, "route": route}
+    try:
+        await request.app.state.services.audit.write_down(
+            "refused", Actor(principal.name, _request_id(request)), detail
+        )
+    except errors.Unavailable as unavailable:
+        return unavailable
+    return error
 
 
 def _headers(error: mapper_errors.InterlockError) -> dict[str, str]:

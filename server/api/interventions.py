@@ -1,148 +1,146 @@
-"""From what a request says to interventions ready for the engine: wish, policy, positions, catalog.
+"""From wishes to interventions ready for the engine. Everything that can be wrong is found before a token is drawn.
 
-Everything that can be wrong is found here, before a token is drawn.
+All of it may read files and the database: not for the event loop.
 """
 
 from __future__ import annotations
 
-import binascii
-from base64 import b64decode
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from server.api.headers import STEERING_HEADER, SWITCH_HEADER, InterventionHeaders
-from server.api.schemas.interventions import (
-    ApplyIn,
-    InlineVectorIn,
-    InterventionFields,
-    SteeringIn,
-    Switch,
-    SwitchIn,
-)
-from server.api.select import compile_apply
-from server.errors import InvalidRequest
+import structlog
+
+from mappers.errors import InterlockError
+from server.api.services import Services
+from server.api.wishes import Wish, Wishes, bundle_of, default_bundle
+from server.errors import InvalidRequest, Unavailable
+from server.policy.audit import Actor
 from server.policy.keys import Principal
-from server.policy.policy import Policy, SwitchWish
-from server.types import InlineVector, InterventionSpec
+from server.policy.policy import Named, Setting
+from server.types import InterventionSpec
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
-    from server.interventions.catalog import Catalog, ResolvedIntervention
-    from server.registry.artifacts import ArtifactStore
+    from server.interventions.catalog import ResolvedIntervention
+
+_log = structlog.get_logger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What a request asks for, body and headers taken together; the policy has agreed."""
+class Resolver:
+    """The interventions of one request, each looked up once however many prompts there are."""
 
-    switch_name: str | None
-    switch: SwitchWish
-    switch_apply: ApplyIn | None
-    steering: tuple[SteeringIn, ...]
-    steering_param: str = "steering"
+    def __init__(self, services: Services, wishes: Wishes) -> None:
+        self._services = services
+        self._wishes = wishes
+        self._found: dict[InterventionSpec, ResolvedIntervention] = {}
+        self._weakened = wishes.weakened
 
-    def names(self) -> list[tuple[str, str]]:
-        """Artifacts named by the caller, each with the request field that names it."""
-        named = [] if self.switch.name is None else [(self.switch.name, self.switch.param)]
-        items = enumerate(self.steering)
-        return named + [(v.vector, f"{self.steering_param}[{i}].vector") for i, v in items if isinstance(v.vector, str)]
+    @property
+    def weakens(self) -> bool:
+        """Whether anything of the default is lowered, left out or counteracted; known after :meth:`check`."""
+        return bool(self._weakened)
 
-    def switch_spec(self, prompt: EncodedPrompt | None) -> list[InterventionSpec]:
-        """The switch as a list of none or one; positions in ``prompt``, which is None for a running generation."""
-        if self.switch_name is None:
-            return []
-        apply = compile_apply(self.switch_apply, prompt, f"{self.switch.param}.apply")
-        return [
-            InterventionSpec(
-                operation="switch",
-                source=self.switch_name,
-                strength=self.switch.strength,
-                apply=apply,
-                param=self.switch.param,
-            )
-        ]
+    def check(self) -> None:
+        """What the policy, other owners and the default have to say about artifacts.
 
-    def steering_specs(self, prompt: EncodedPrompt | None) -> list[InterventionSpec]:
-        """The vectors in the order of the request."""
-        return [_steering_spec(item, prompt, f"{self.steering_param}[{i}]") for i, item in enumerate(self.steering)]
+        Raises NotFound for a named artifact of somebody else's, NotPermitted for what a rule forbids, and Unavailable
+        where the default cannot be loaded, also for a caller who may do without it.
+        """
+        wishes = self._wishes
+        self._check_visible()
+        if wishes.weakened:
+            for wish in wishes.default:
+                self.find(wish)
+        vectors_are_on = any(wish.setting.kind == "vector" for wish in wishes.default)
+        names_matter = vectors_are_on or wishes.policy.names_matter(wishes.principal)
+        named = self._with_names if names_matter else _without_names
+        wanted, default = [named(wish) for wish in wishes.all], [named(wish) for wish in wishes.default]
+        self._weakened += wishes.policy.check_counteracting(wishes.principal, wanted, default)
+        wishes.policy.check_rules(wishes.principal, wanted, default, wishes.weakened, wishes.switch_param)
 
+    def resolve(self, wishes: Iterable[Wish], prompt: EncodedPrompt | None) -> tuple[ResolvedIntervention, ...]:
+        """In the same order, with positions in ``prompt``, which is None for a running generation."""
+        specs = [(wish, wish.spec(prompt)) for wish in wishes]
+        return tuple(self._resolve(wish, spec) for wish, spec in specs if spec is not None)
 
-def wishes_of(
-    fields: InterventionFields, headers: InterventionHeaders, principal: Principal, policy: Policy, within: str = ""
-) -> Wishes:
-    """Reads body and headers and asks the policy; raises InvalidRequest or NotPermitted.
+    def find(self, wish: Wish) -> ResolvedIntervention:
+        """What a wish stands for, wherever it is to act."""
+        return self._resolve(wish, wish.anywhere())
 
-    ``within`` is where in the body the fields are, such as ``settings[0].``, for error messages.
+    def record_weakening(self, request_id: str) -> None:
+        """Where the default is weakened: writes down who did it, before it is done. Raises Unavailable."""
+        wishes = self._wishes
+        if not self.weakens:
+            return
+        off = not any(wish.setting.is_same_as(one) for wish in wishes.all for one in self._weakened)
+        detail = {
+            "default": _told(wish.setting for wish in wishes.default),
+            "now": _told(wish.setting for wish in wishes.all),
+            "profile": wishes.profile,
+            "policy": wishes.policy.name,
+        }
+        actor = Actor(wishes.principal.name, request_id)
+        self._services.audit.record("default.off" if off else "default.lowered", actor, detail)
 
-    A header may repeat what the body says, but not contradict it.
-    """
-    by_header, vectors_by_header = headers.switch(), headers.steering()
-    switch_param = _said_in(fields.safety_switch, by_header, f"{within}safety_switch", SWITCH_HEADER)
-    steering_param = _said_in(fields.steering, vectors_by_header, f"{within}steering", STEERING_HEADER)
-    switch = fields.safety_switch if by_header is None else by_header
-    steering = fields.steering if vectors_by_header is None else vectors_by_header
-    wish, apply = _switch_wish(switch, switch_param)
-    name = policy.switch_for(principal, wish)
-    if steering:
-        principal.require("steer")
-    for i, item in enumerate(steering or ()):
-        policy.check_strength(item.strength, f"{steering_param}[{i}].strength")
-    return Wishes(name, wish, apply, tuple(steering or ()), steering_param)
+    def _check_visible(self) -> None:
+        principal = self._wishes.principal
+        if "admin" in principal.scopes:
+            return
+        for wish in self._wishes.all:
+            if wish.name is not None and not wish.vouched:
+                param = wish.param if wish.setting.kind == "switch" else f"{wish.param}.vector"
+                self._services.artifacts.get(wish.name, owner=principal.owner, param=param)
 
+    def _resolve(self, wish: Wish, spec: InterventionSpec) -> ResolvedIntervention:
+        if spec not in self._found:
+            self._found[spec] = resolve(self._services, wish, spec)
+        return self._found[spec]
 
-def check_visible(wishes: Wishes, principal: Principal, artifacts: ArtifactStore, policy: Policy) -> None:
-    """Raises NotFound for a named artifact of somebody else's, the default switch apart. Reads the database."""
-    if "admin" not in principal.scopes:
-        for name, param in wishes.names():
-            if name != policy.default_switch:
-                artifacts.get(name, owner=principal.owner, param=param)
-
-
-def resolve(specs: list[InterventionSpec], catalog: Catalog) -> tuple[ResolvedIntervention, ...]:
-    """Looks each up; raises InvalidRequest or NotFound. May read files: not for the event loop."""
-    return tuple(catalog.resolve(spec) for spec in specs)
-
-
-def _switch_wish(switch: Switch, param: str) -> tuple[SwitchWish, ApplyIn | None]:
-    match switch:
-        case None:
-            return SwitchWish(param=param), None
-        case bool():
-            return SwitchWish("on" if switch else "off", param=param), None
-        case str():
-            return SwitchWish("on", switch, param=param), None
-        case SwitchIn(name=name, strength=strength, apply=apply):
-            everywhere = apply is None or apply.everywhere
-            return SwitchWish("on", name, strength, everywhere, param), apply
+    def _with_names(self, wish: Wish) -> Named:
+        if wish.name is None:
+            return Named(wish.setting)
+        digest = self.find(wish).digest
+        aliases, others = self._services.artifacts.names_of(digest)
+        return Named(wish.setting, aliases | {digest, wish.artifact or wish.name}, others | {wish.name})
 
 
-def _steering_spec(item: SteeringIn, prompt: EncodedPrompt | None, param: str) -> InterventionSpec:
-    return InterventionSpec(
-        operation=item.operation,
-        source=item.vector if isinstance(item.vector, str) else _inline(item.vector, f"{param}.vector"),
-        strength=item.strength,
-        sites=None if item.sites is None else tuple(site.site() for site in item.sites),
-        apply=compile_apply(item.apply, prompt, f"{param}.apply"),
-        minimum=item.min,
-        maximum=item.max,
-        param=param,
-    )
-
-
-def _inline(vector: InlineVectorIn, param: str) -> InlineVector:
+def resolve(services: Services, wish: Wish, spec: InterventionSpec) -> ResolvedIntervention:
+    """Looks one up; raises InvalidRequest or NotFound, and Unavailable where it belongs to the default."""
     try:
-        data = b64decode(vector.data, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest(
-            "the vector must be base64 of little-endian float32 values, without line breaks", param=f"{param}.data"
-        ) from None
-    return InlineVector(data, tuple(site.site() for site in vector.sites))
+        found = services.catalog.resolve(spec)
+    except InterlockError as error:
+        if wish.origin != "default":
+            raise
+        _log.error("default_unavailable", name=wish.name, artifact=wish.artifact, reason=error.message)
+        raise Unavailable(
+            f"{wish.name or 'a vector'} is on by default but cannot be loaded, and nothing is answered without it: ask "
+            "the operator to look at the policy and at GET /v1/artifacts",
+            code="default_unavailable",
+        ) from error
+    return found if wish.artifact is None or wish.name is None else replace(found, name=wish.name)
 
 
-def _said_in(body: object, header: object, field: str, name: str) -> str:
-    """Which of the two to blame in errors."""
-    if header is None:
-        return field
-    if body is not None and body != header:
-        raise InvalidRequest(f"the header {name} contradicts the body's {field}: send one of them", param=name)
-    return name
+def check_default(services: Services, principal: Principal) -> None:
+    """Raises Unavailable where what is on by default for ``principal`` cannot be loaded."""
+    default = default_bundle(services, services.policy, principal)
+    for wish in default.all:
+        resolve(services, wish, wish.anywhere())
+
+
+def check_loads(services: Services, profile: str, param: str) -> None:
+    """Raises InvalidRequest where the profile cannot be applied to the served model. One that is not there passes."""
+    found = services.profiles.find(profile)
+    for wish in () if found is None else bundle_of(found, "profile").all:
+        try:
+            resolve(services, wish, wish.anywhere())
+        except InterlockError as error:
+            raise InvalidRequest(f"the profile {profile!r} cannot be applied: {error.message}", param=param) from error
+
+
+def _without_names(wish: Wish) -> Named:
+    return Named(wish.setting)
+
+
+def _told(settings: Iterable[Setting]) -> list[dict[str, Any]]:
+    return [{"kind": one.kind, "name": one.name or "inline", "strength": one.strength} for one in settings]

@@ -48,13 +48,13 @@ class SameOrigin:
     """Refuses requests that change something and come from a web page of another origin.
 
     Browsers always send ``Origin`` with such requests; other clients send none. On a server without keys
-    (``open_server``) the page must in addition be served from this machine by address or as ``localhost``: a name that
+    (``is_open``) the page must in addition be served from this machine by address or as ``localhost``: a name that
     a foreign page owns may resolve to the loopback address.
     """
 
-    def __init__(self, app: ASGIApp, open_server: bool) -> None:
+    def __init__(self, app: ASGIApp, is_open: Callable[[], bool]) -> None:
         self._app = app
-        self._open = open_server
+        self._is_open = is_open
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """The ASGI interface."""
@@ -77,7 +77,7 @@ class SameOrigin:
             return False
         if len(origins) > 1 or len(hosts) != 1 or name is None or origin.netloc.lower() != hosts[0].lower():
             return False
-        return not self._open or _is_address(name)
+        return not self._is_open() or _is_address(name)
 
 
 def _is_address(name: str) -> bool:

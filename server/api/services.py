@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Annotated
 from fastapi import Depends, Request
 
 from server.metrics import Metrics
-from server.policy.keys import KeyRing
+from server.policy.audit import AuditLog
+from server.policy.key_store import KeyStore
+from server.policy.policies import PolicyStore
 from server.policy.policy import Policy
+from server.policy.profiles import ProfileStore
+from server.policy.receipts import ReceiptSigner
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
@@ -44,8 +48,11 @@ class Services:
     catalog: Catalog
     artifacts: ArtifactStore
     jobs: JobService
-    policy: Policy
-    keys: KeyRing
+    policies: PolicyStore
+    profiles: ProfileStore
+    keys: KeyStore
+    audit: AuditLog
+    signer: ReceiptSigner
     metrics: Metrics
     upload_bytes: int = 64 * 1024 * 1024
     engine_name: str = "transformers"
@@ -54,6 +61,11 @@ class Services:
     stopwatch: Callable[[], float] = time.monotonic
     new_id: Callable[[], str] = _new_id
     started_at: float = field(default_factory=time.time)
+
+    @property
+    def policy(self) -> Policy:
+        """The rules that hold now; what one request reads once does not change under it."""
+        return self.policies.current
 
 
 # Dependencies without I/O are coroutines: FastAPI would send a plain function to a worker thread and back.

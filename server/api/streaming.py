@@ -75,7 +75,7 @@ async def _chunks(generation: Generation, shape: ChunkShape, include_usage: bool
     for index in range(generation.size):
         for choice in shape.opening(index):
             yield {**head, "choices": [choice], **pending}
-    async for index, event in generation.rows.events():
+    async for index, event in generation.events():
         if isinstance(event, Finished):
             finished[index] = event
         last = {} if include_usage or len(finished) < generation.size else _ending(generation, finished)

@@ -55,6 +55,10 @@ class Client:
         """Sends ``body`` as JSON."""
         return self._json(self._send("POST", path, json=body))
 
+    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces what ``path`` names by ``body``, as JSON."""
+        return self._json(self._send("PUT", path, json=body))
+
     def delete(self, path: str) -> None:
         """Deletes what ``path`` names."""
         self._send("DELETE", path)

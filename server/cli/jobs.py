@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
+from server.cli.json_file import read_object
 from server.cli.output import AsJson, age, print_fields, print_json, print_table
 from server.cli.root import command_app
 
@@ -142,12 +143,7 @@ def read_parameters(file: Path | None, settings: Sequence[str]) -> dict[str, Any
     """Parameters of a job from a JSON file, with NAME=VALUE items over them. Raises typer.BadParameter."""
     parameters: dict[str, Any] = {}
     if file is not None:
-        try:
-            parameters = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise typer.BadParameter(f"{file} is not JSON: {error}", param_hint="--parameters") from None
-        if not isinstance(parameters, dict):
-            raise typer.BadParameter(f"{file} must hold a JSON object", param_hint="--parameters")
+        parameters = read_object(file, "--parameters")
     for item in settings:
         name, equals, value = item.partition("=")
         if not (name and equals):

@@ -15,7 +15,7 @@ from server.settings import ENV_PREFIX, Settings
 
 PANELS = {
     "Model": ("model", "served_model_name", "references", "switch", "trust_remote_code"),
-    "Network": ("host", "port", "api_key", "insecure_no_auth", "drain_s"),
+    "Network": ("host", "port", "api_key", "receipt_key", "insecure_no_auth", "drain_s"),
     "Arithmetic and limits": (
         "dtype",
         "device",

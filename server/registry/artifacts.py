@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
@@ -65,13 +66,36 @@ class Reconciliation:
     rejected: tuple[str, ...] = ()
 
 
-class ArtifactStore:
-    """All artifacts of one server. Thread-safe. ``clock`` gives seconds since the epoch."""
+@dataclass(frozen=True, slots=True)
+class ArtifactChange:
+    """An artifact was registered under ``name``, or deleted. ``by`` is the owner who did it, None nobody known."""
 
-    def __init__(self, root: Path, database: Database, *, clock: Callable[[], float]) -> None:
+    kind: Literal["artifact.registered", "artifact.deleted"]
+    id: str
+    name: str
+    by: str | None
+
+
+OnChange = Callable[[Session, ArtifactChange], None]
+
+
+def _ignored(_session: Session, _change: ArtifactChange) -> None:
+    pass
+
+
+class ArtifactStore:
+    """All artifacts of one server. Thread-safe. ``clock`` gives seconds since the epoch.
+
+    ``on_change`` is called inside the transaction of each change: if it raises, there is none.
+    """
+
+    def __init__(
+        self, root: Path, database: Database, *, clock: Callable[[], float], on_change: OnChange = _ignored
+    ) -> None:
         self._root = root
         self._database = database
         self._clock = clock
+        self._on_change = on_change
         self._lock = threading.Lock()
 
     def new_staging(self) -> Path:
@@ -91,6 +115,7 @@ class ArtifactStore:
         identity = artifact_id(manifest)
         with self._lock, self._database.write() as session:
             check_owner(session, identity, name, owner)
+            self._on_change(session, ArtifactChange("artifact.registered", identity, name, owner))
             self._move_in(folder, identity)
             row = insert(session, identity, manifest, name=name, owner=owner, now=self._clock())
             return self._record(row, name)
@@ -133,13 +158,22 @@ class ArtifactStore:
             rows = session.scalars(query)
             return [self._record(row, row.name if names.get(row.name) == row.id else row.id) for row in rows]
 
-    def delete(self, name_or_id: str) -> None:
+    def names_of(self, identity: str) -> tuple[frozenset[str], frozenset[str]]:
+        """The names that lead to an artifact now, and those it was registered under or has in its manifest."""
+        with self._database.read() as session:
+            aliases = session.scalars(select(ArtifactNameRow.name).where(ArtifactNameRow.artifact_id == identity)).all()
+            row = session.get(ArtifactRow, identity)
+            others = () if row is None else (row.name, Manifest.model_validate_json(row.manifest).name)
+        return frozenset(aliases), frozenset(others)
+
+    def delete(self, name_or_id: str, *, by: str | None = None) -> None:
         """Removes an artifact and its names; raises NotFound, or Conflict while another was made from it."""
         with self._lock, self._database.write() as session:
             row = find(session, name_or_id)
             if row is None:
                 raise NotFound(f"there is no artifact {name_or_id[:96]!r}; {existing(session, None, None)}")
             check_childless(session, row)
+            self._on_change(session, ArtifactChange("artifact.deleted", row.id, row.name, by))
             doomed = self.new_staging() / "deleted"
             if (self._root / row.id).exists():
                 (self._root / row.id).rename(doomed)

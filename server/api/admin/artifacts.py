@@ -138,16 +138,24 @@ async def upload_artifact(
 def delete_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> None:
     """The caller's own; others' and nobody's take the scope `admin`.
 
-    Refused while another was made from it, and for the default switch, without which no request could be answered.
+    Refused while another was made from it or a profile is bound to it, and for the default switch, without which no
+    request could be answered.
     """
     record = _visible(services, principal, artifact)
     if record.owner != principal.owner:
         principal.require("admin")
-    default = services.policy.default_switch
-    if default is not None and services.artifacts.get(default).id == record.id:
-        raise Conflict(f"{default!r} is this server's default switch: start it with another --switch first")
-    services.artifacts.delete(record.id)
+    _check_unused(services, record)
+    services.artifacts.delete(record.id, by=principal.owner)
     services.catalog.forget(record.id)
+
+
+def _check_unused(services: Services, record: ArtifactRecord) -> None:
+    policy = services.policy
+    default = policy.default_switch
+    if default is not None and record.id == (policy.switch_artifact or services.artifacts.get(default).id):
+        raise Conflict(f"{default!r} is this server's default switch: start it with another --switch first")
+    if profiles := services.profiles.bound_to(record.id):
+        raise Conflict(f"{record.name!r} is part of the profiles {', '.join(profiles)}: write them without it first")
 
 
 @asynccontextmanager

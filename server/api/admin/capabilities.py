@@ -7,10 +7,12 @@ from typing import Literal, get_args
 from fastapi import APIRouter
 from typing_extensions import TypedDict
 
-from server.api.auth import needs
+from server.api.auth import Caller, needs
 from server.api.schemas import bounds
 from server.api.schemas.answers import error_responses
 from server.api.services import InjectedServices, Services
+from server.api.wishes import default_bundle
+from server.policy.keys import Principal, Scope
 from server.types import Operation
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Server"])
@@ -63,29 +65,40 @@ class LimitsOut(TypedDict):
 
 
 class Capabilities(TypedDict):
-    """Everything a client needs to know before it asks for an intervention."""
+    """Everything a client needs to know before it asks for an intervention.
+
+    ``default_profile`` and ``default_switch`` are what applies to this caller's requests that say nothing else.
+    """
 
     model: ModelFacts
     engine: str
     sites: list[SiteOut]
     operations: list[Operation]
+    default_profile: str | None
     default_switch: str | None
+    inline_vectors: bool
+    scopes: list[Scope]
     policy: str
     limits: LimitsOut
 
 
-@router.get("/v1/capabilities", summary="What this server can do", responses=error_responses(401, 403))
-async def capabilities(services: InjectedServices) -> Capabilities:
-    """Model, sites, operations and limits."""
+@router.get("/v1/capabilities", summary="What this server can do", responses=error_responses(401, 403, 503))
+async def capabilities(services: InjectedServices, principal: Caller) -> Capabilities:
+    """Model, sites, operations and limits, as they are for this API key."""
     layers = services.engine.info.layers
+    policy = services.policy
+    default = default_bundle(services, policy, principal)
     return {
         "model": _model(services),
         "engine": services.engine_name,
         "sites": [{"layer": layer, "point": "resid_post"} for layer in range(layers)],
         "operations": list(get_args(Operation)),
-        "default_switch": services.policy.default_switch,
-        "policy": services.policy.name,
-        "limits": _limits(services),
+        "default_profile": default.profile,
+        "default_switch": None if default.switch is None else default.switch.name,
+        "inline_vectors": policy.document.inline_allowed,
+        "scopes": sorted(principal.scopes),
+        "policy": policy.name,
+        "limits": _limits(services, principal),
     }
 
 
@@ -106,14 +119,16 @@ def _model(services: Services) -> ModelFacts:
     }
 
 
-def _limits(services: Services) -> LimitsOut:
+def _limits(services: Services, principal: Principal) -> LimitsOut:
     limits = services.engine.limits
+    policy = services.policy
+    strengths = (policy.max_strength, policy.document.limits.max_strength, principal.limits.max_strength)
     return {
         "context": limits.context,
         "max_batch": limits.max_batch,
         "max_waiting": limits.max_waiting,
         "prefill_tokens": limits.prefill_tokens,
-        "max_strength": services.policy.max_strength,
+        "max_strength": min(bound for bound in strengths if bound is not None),
         "vectors": bounds.MAX_VECTORS,
         "n": bounds.MAX_CHOICES,
         "prompts": bounds.MAX_ROWS,

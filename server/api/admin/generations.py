@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from fastapi import APIRouter, Path
 from typing_extensions import TypedDict
 
-from server.api.auth import Caller, needs
-from server.api.headers import InterventionHeaders
-from server.api.interventions import Wishes, check_visible, resolve, wishes_of
+from server.api.auth import Acting, Caller, needs
+from server.api.interventions import Resolver
 from server.api.json_body import JsonRoute
 from server.api.openai.generation import request_of
 from server.api.schemas.answers import error_responses
 from server.api.schemas.interventions import GenerationPatch
 from server.api.services import InjectedServices, Services
+from server.api.wishes import changes_of
 from server.engine.request import InterventionUpdate
 from server.errors import NotFound
 from server.policy.keys import Principal
@@ -82,15 +82,26 @@ def change_generation(
     body: GenerationPatch,
     services: InjectedServices,
     principal: Caller,
+    actor: Acting,
 ) -> GenerationChange:
     """Takes effect at the next token. A part that is not given (`safety_switch`, `steering`) stays as it is.
+
+    The rules are those of a new request, and vectors that are on by default stay.
 
     The id is that of the answer: in `X-Request-Id` as soon as a stream begins, and in every chunk.
     """
     rows = _rows_of(services, principal, generation_id)
-    wishes = wishes_of(body, InterventionHeaders(), principal, services.policy)
-    check_visible(wishes, principal, services.artifacts, services.policy)
-    update = _update(body, wishes, services)
+    wishes = changes_of(services, principal, body)
+    resolver = Resolver(services, wishes)
+    resolver.check()
+    switch = [] if wishes.switch is None else [wishes.switch]
+    update = InterventionUpdate(
+        None if body.safety_switch is None else resolver.resolve(switch, None),
+        None if body.steering is None else resolver.resolve(wishes.steering, None),
+    )
+    set_to = {"safety_switch": _active(update.switch), "steering": _active(update.steering)}
+    detail = {"generation": generation_id, "weakened": resolver.weakens, **set_to}
+    services.audit.record("generation.changed", actor, detail)
     return {
         "id": generation_id,
         "object": "generation.change",
@@ -106,12 +117,6 @@ def _rows_of(services: Services, principal: Principal, generation_id: str) -> li
     if not rows:
         raise _not_running(generation_id)
     return rows
-
-
-def _update(body: GenerationPatch, wishes: Wishes, services: Services) -> InterventionUpdate:
-    switch = None if body.safety_switch is None else resolve(wishes.switch_spec(None), services.catalog)
-    steering = None if body.steering is None else resolve(wishes.steering_specs(None), services.catalog)
-    return InterventionUpdate(switch, steering)
 
 
 def _apply(services: Services, rows: list[str], update: InterventionUpdate, generation_id: str) -> list[str]:

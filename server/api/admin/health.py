@@ -11,9 +11,11 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from server.api.auth import needs
+from server.api.interventions import check_default
 from server.api.schemas.answers import error_responses
 from server.api.services import InjectedServices
 from server.errors import Unavailable
+from server.policy.keys import NOBODY
 
 public_router = APIRouter(tags=["Health"])
 metrics_router = APIRouter(dependencies=[needs("metrics")], tags=["Health"])
@@ -32,13 +34,18 @@ async def live() -> Alive:
 
 
 @public_router.get("/health/ready", summary="Should requests be sent here?", responses=error_responses(503))
-async def ready(services: InjectedServices) -> Alive:
-    """200 when requests are taken, otherwise 503 with the reason: loading, draining, or an engine that has stopped."""
+def ready(services: InjectedServices) -> Alive:
+    """200 when requests are taken, otherwise 503 with the reason.
+
+    Loading, draining, an engine that has stopped, or a default switch or profile that cannot be loaded: nothing is
+    answered without that.
+    """
     reason = services.not_ready()
     if reason is None and not services.engine.healthy:
         reason = "the engine takes no requests"
     if reason is not None:
         raise Unavailable(f"not ready: {reason}")
+    check_default(services, NOBODY)
     return {"status": "ok"}
 
 

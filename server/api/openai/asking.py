@@ -9,20 +9,21 @@ from typing import TYPE_CHECKING
 
 from anyio import to_thread
 
-from server.api.interventions import Wishes, check_visible, resolve
+from server.api.interventions import Resolver
 from server.api.openai.generation import Generation, row_id
+from server.api.openai.sealing import Seal
 from server.api.rows import Rows
 from server.api.schemas.answers import Answer
 from server.api.schemas.sampling import SamplingFields
 from server.api.services import Services
+from server.api.wishes import Wishes
 from server.engine.request import GenerationRequest
 from server.errors import ContextLengthExceeded, NotFound
 from server.policy.keys import Principal
-from server.types import InterventionSpec
+from server.policy.profiles import Profile
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
-    from server.interventions.catalog import ResolvedIntervention
 
 _CHARACTERS_PER_TOKEN = 256
 """More than any token of the tokenizers in use stands for on average."""
@@ -33,10 +34,10 @@ class Ask:
     """One request, read and permitted, but not yet tokenised. ``max_tokens`` None is all that fit.
 
     ``wishes`` has an entry for each setting under which every prompt is continued.
+    ``echo`` tells that the prompt is sent back as the beginning of the text.
     """
 
     id: str
-    principal: Principal
     fields: SamplingFields
     wishes: tuple[Wishes, ...]
     encode: Callable[[], list[EncodedPrompt]]
@@ -44,12 +45,14 @@ class Ask:
     logprobs: int | None
     prompt_logprobs: int | None = None
     prompt_param: str = "prompt"
+    echo: bool = False
 
 
 async def prepare(services: Services, ask: Ask) -> Generation:
     """Tokenises, finds positions and loads artifacts, off the event loop; nothing runs yet.
 
-    Raises InvalidRequest, ContextLengthExceeded or NotFound; Overloaded, before any work, where all places are taken.
+    Raises InvalidRequest, ContextLengthExceeded, NotFound or NotPermitted; Overloaded, before any work, where all
+    places are taken; Unavailable where the default cannot be loaded, or a weakening of it not be written down.
     """
     services.engine.check_places()
     prompts, requests = await to_thread.run_sync(_requests, services, ask)
@@ -57,22 +60,34 @@ async def prepare(services: Services, ask: Ask) -> Generation:
     head: Answer = {
         "id": ask.id,
         "created": int(services.wall_clock()),
-        "model": info.name,
+        "model": ask.fields.model,
         "system_fingerprint": f"fp_{info.config_digest[:10]}",
     }
     rows = Rows(services.engine, requests, services.metrics, services.stopwatch)
-    return Generation(head, services.policy.name, tuple(prompts), len(ask.wishes) * ask.fields.choices, rows)
+    per_prompt = len(ask.wishes) * ask.fields.choices
+    choices = [prompt for prompt in prompts for _ in range(per_prompt)]
+    seal = None
+    if ask.fields.sign_receipt:
+        known = {"id": ask.id, "created": head["created"], "model": info.name, "config_digest": info.config_digest}
+        seal = Seal(services.signer, known, [prompt.text if ask.echo else "" for prompt in choices])
+    first = ask.wishes[0]
+    return Generation(head, first.policy.name, first.profile, tuple(prompts), per_prompt, rows, seal)
 
 
-def check_model(services: Services, name: str) -> None:
-    """Raises NotFound unless ``name`` is the served model's."""
+def check_model(services: Services, name: str, principal: Principal) -> Profile | None:
+    """The profile that the model id ``<model>:<profile>`` names, None for the model itself; raises NotFound."""
     served = services.engine.info.name
-    if name != served:
+    if name == served:
+        return None
+    profile = services.profiles.find(name.removeprefix(f"{served}:")) if name.startswith(f"{served}:") else None
+    if profile is None or not profile.may_be_used_by(principal):
         raise NotFound(
-            f"the model {name!r} is not served here; the served model is {served!r}",
+            f"the model {name!r} is not served here; the served model is {served!r}, or '{served}:PROFILE' with one of "
+            "GET /v1/profiles",
             param="model",
             code="model_not_found",
         )
+    return profile
 
 
 def check_size(characters: int, tokens: int, context: int, param: str = "prompt") -> None:
@@ -82,17 +97,15 @@ def check_size(characters: int, tokens: int, context: int, param: str = "prompt"
 
 
 def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[GenerationRequest]]:
-    for wishes in ask.wishes:
-        check_visible(wishes, ask.principal, services.artifacts, services.policy)
+    resolvers = [Resolver(services, wishes) for wishes in ask.wishes]
+    for resolver in resolvers:
+        resolver.check()
     prompts = ask.encode()
-    resolved: dict[InterventionSpec, ResolvedIntervention] = {}
     requests: list[GenerationRequest] = []
     for prompt in prompts:
         max_tokens = _max_tokens(ask, prompt, services.engine.limits.context)
-        for wishes, choice in product(ask.wishes, range(ask.fields.choices)):
-            specs = wishes.switch_spec(prompt) + wishes.steering_specs(prompt)
-            fresh = [spec for spec in dict.fromkeys(specs) if spec not in resolved]
-            resolved.update(zip(fresh, resolve(fresh, services.catalog), strict=True))
+        wanted = [r.resolve(wishes.all, prompt) for r, wishes in zip(resolvers, ask.wishes, strict=True)]
+        for interventions, choice in product(wanted, range(ask.fields.choices)):
             requests.append(
                 GenerationRequest(
                     id=row_id(ask.id, len(requests)),
@@ -104,10 +117,12 @@ def _requests(services: Services, ask: Ask) -> tuple[list[EncodedPrompt], list[G
                         logprobs=ask.logprobs,
                         prompt_logprobs=ask.prompt_logprobs,
                     ),
-                    interventions=tuple(resolved[spec] for spec in specs),
-                    owner=ask.principal.owner,
+                    interventions=interventions,
+                    owner=ask.wishes[0].principal.owner,
                 )
             )
+    for resolver in resolvers:
+        resolver.record_weakening(ask.id)
     return prompts, requests
 
 

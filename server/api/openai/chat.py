@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from server.api.auth import Caller, needs
 from server.api.headers import SaidInHeaders
-from server.api.interventions import Wishes, wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import chat_logprobs
 from server.api.openai.asking import Ask, check_model, check_size, prepare
@@ -27,7 +26,7 @@ from server.api.schemas.answers import (
 from server.api.schemas.chat import ChatRequest
 from server.api.services import InjectedServices, Services
 from server.api.streaming import stream
-from server.policy.keys import Principal
+from server.api.wishes import Wishes, wishes_of
 from server.types import Finished, PromptScored, TokenLogprob, TokensGenerated
 
 if TYPE_CHECKING:
@@ -50,8 +49,8 @@ async def create_chat_completion(
     Every answer carries `interlock`: what was really done to the model's activations; in a stream the last chunk does.
     A field that is not supported is refused, never ignored.
     """
-    wishes = wishes_of(body, headers, principal, services.policy)
-    ask = _ask(body, wishes, services, principal)
+    profile = check_model(services, body.model, principal)
+    ask = _ask(body, wishes_of(services, principal, body, headers, profile), services)
     request.state.request_id = ask.id
     generation = await prepare(services, ask)
     if body.stream:
@@ -61,10 +60,8 @@ async def create_chat_completion(
     return JSONResponse(_answer(generation, choices, services.codec, body))
 
 
-def _ask(body: ChatRequest, wishes: Wishes, services: Services, principal: Principal) -> Ask:
-    check_model(services, body.model)
+def _ask(body: ChatRequest, wishes: Wishes, services: Services) -> Ask:
     messages = [message.plain() for message in body.messages]
-
     characters = sum(len(message["content"]) for message in messages)
     check_size(characters, 0, services.engine.limits.context, "messages")
 
@@ -78,7 +75,6 @@ def _ask(body: ChatRequest, wishes: Wishes, services: Services, principal: Princ
 
     return Ask(
         id=f"chatcmpl-{services.new_id()}",
-        principal=principal,
         fields=body,
         wishes=(wishes,),
         encode=encode,

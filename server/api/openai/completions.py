@@ -11,7 +11,6 @@ from starlette.responses import Response
 
 from server.api.auth import Caller, needs
 from server.api.headers import SaidInHeaders
-from server.api.interventions import Wishes, wishes_of
 from server.api.json_body import JsonRoute
 from server.api.logprobs import completion_logprobs, joined, prompt_logprobs
 from server.api.openai.asking import Ask, check_model, check_size, prepare
@@ -21,7 +20,7 @@ from server.api.schemas.answers import Completion, CompletionChoice, CompletionL
 from server.api.schemas.completions import DEFAULT_MAX_TOKENS, CompletionRequest
 from server.api.services import InjectedServices, Services
 from server.api.streaming import stream
-from server.policy.keys import Principal
+from server.api.wishes import Wishes, wishes_of
 from server.types import Finished, FinishReason, PromptScored, TokensGenerated
 
 if TYPE_CHECKING:
@@ -43,8 +42,8 @@ async def create_completion(
 
     Text is tokenised with the tokenizer's own special tokens; token ids are taken as they are.
     """
-    wishes = wishes_of(body, headers, principal, services.policy)
-    ask = _ask(body, wishes, services, principal)
+    profile = check_model(services, body.model, principal)
+    ask = _ask(body, wishes_of(services, principal, body, headers, profile), services)
     request.state.request_id = ask.id
     generation = await prepare(services, ask)
     if body.stream:
@@ -54,9 +53,7 @@ async def create_completion(
     return JSONResponse(_answer(generation, choices, services.codec, body))
 
 
-def _ask(body: CompletionRequest, wishes: Wishes, services: Services, principal: Principal) -> Ask:
-    check_model(services, body.model)
-
+def _ask(body: CompletionRequest, wishes: Wishes, services: Services) -> Ask:
     for prompt in body.prompts():
         by_text = isinstance(prompt, str)
         check_size(len(prompt) if by_text else 0, 0 if by_text else len(prompt), services.engine.limits.context)
@@ -67,13 +64,13 @@ def _ask(body: CompletionRequest, wishes: Wishes, services: Services, principal:
 
     return Ask(
         id=f"cmpl-{services.new_id()}",
-        principal=principal,
         fields=body,
         wishes=(wishes,),
         encode=encode,
         max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens,
         logprobs=body.logprobs,
         prompt_logprobs=body.logprobs if body.echo else None,
+        echo=bool(body.echo),
     )
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from server.api.openai.sealing import Seal
 from server.api.rows import Rows
 from server.api.schemas.answers import Answer, InterlockOut, ReceiptOut, Usage
 from server.types import Event, Finished, PromptScored, Receipt, TokenLogprob, TokensGenerated, TokensScored
@@ -20,9 +21,11 @@ class Generation:
 
     head: Answer
     policy: str
+    profile: str | None
     prompts: tuple[EncodedPrompt, ...]
     per_prompt: int
     rows: Rows
+    seal: Seal | None = None
 
     @property
     def size(self) -> int:
@@ -32,6 +35,13 @@ class Generation:
     def prompt(self, index: int) -> EncodedPrompt:
         """The prompt of choice ``index``."""
         return self.prompts[index // self.per_prompt]
+
+    async def events(self) -> AsyncIterator[tuple[int, Event]]:
+        """Events as they come, each with its choice; raises GenerationFailed when one fails."""
+        async for index, event in self.rows.events():
+            if self.seal is not None and isinstance(event, TokensGenerated):
+                self.seal.add(index, event.text)
+            yield index, event
 
     def usage(self, finished: Mapping[int, Finished]) -> Usage:
         """Token counts of all choices, once all have finished."""
@@ -48,7 +58,8 @@ class Generation:
     def interlock(self, finished: Mapping[int, Finished]) -> InterlockOut:
         """What was done to each choice, once all have finished."""
         receipts = [_receipt(choice, receipt) for choice in sorted(finished) for receipt in finished[choice].receipts]
-        return {"interventions": receipts, "policy": self.policy}
+        done: InterlockOut = {"interventions": receipts, "profile": self.profile, "policy": self.policy}
+        return done if self.seal is None else {**done, "signature": self.seal.signature(done)}
 
 
 @dataclass(slots=True)
@@ -82,7 +93,7 @@ class Choice:
 async def collect(generation: Generation) -> list[Choice]:
     """Runs all rows to their end; raises GenerationFailed when one fails."""
     choices = [Choice() for _ in range(generation.size)]
-    async for index, event in generation.rows.events():
+    async for index, event in generation.events():
         choices[index].add(event)
     return choices
 

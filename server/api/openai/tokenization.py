@@ -7,7 +7,7 @@ from typing import NotRequired
 from fastapi import APIRouter
 from typing_extensions import TypedDict
 
-from server.api.auth import needs
+from server.api.auth import Caller, needs
 from server.api.json_body import JsonRoute
 from server.api.openai.asking import check_model
 from server.api.schemas.answers import error_responses
@@ -34,10 +34,10 @@ class Detokenized(TypedDict):
 
 
 @router.post("/tokenize", summary="Text or messages to token ids", responses=error_responses(400, 401, 403, 404, 413))
-def tokenize(body: TokenizeRequest, services: InjectedServices) -> Tokens:
+def tokenize(body: TokenizeRequest, services: InjectedServices, principal: Caller) -> Tokens:
     """The ids a completion (`prompt`) or a chat (`messages`) with this text would be run on."""
     if body.model is not None:
-        check_model(services, body.model)
+        check_model(services, body.model, principal)
     codec = services.codec
     if body.messages is None:
         prompt = codec.encode(body.prompt or "", add_special_tokens=body.add_special_tokens)
@@ -53,10 +53,10 @@ def tokenize(body: TokenizeRequest, services: InjectedServices) -> Tokens:
 
 
 @router.post("/detokenize", summary="Token ids to text", responses=error_responses(400, 401, 403, 404, 413))
-def detokenize(body: DetokenizeRequest, services: InjectedServices) -> Detokenized:
+def detokenize(body: DetokenizeRequest, services: InjectedServices, principal: Caller) -> Detokenized:
     """The text that these ids stand for."""
     if body.model is not None:
-        check_model(services, body.model)
+        check_model(services, body.model, principal)
     size = services.codec.vocab_size
     for position, token in enumerate(body.tokens):
         if token >= size:

@@ -27,11 +27,22 @@ class ReceiptOut(TypedDict):
     gate_hits: int | None
 
 
+class SignatureOut(TypedDict):
+    """A signed receipt. ``payload`` is the text that was signed: keep it as it is."""
+
+    algorithm: Literal["HMAC-SHA256"]
+    key_id: str
+    payload: str
+    value: str
+
+
 class InterlockOut(TypedDict):
-    """Receipts of all choices, in the order of the choices, and the policy they were made under."""
+    """Receipts of all choices, in the order of the choices, and the profile and policy they were made under."""
 
     interventions: list[ReceiptOut]
+    profile: str | None
     policy: str
+    signature: NotRequired[SignatureOut]
 
 
 class PromptTokensDetails(TypedDict):

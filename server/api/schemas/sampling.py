@@ -56,6 +56,9 @@ class SamplingFields(StrictModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: EndUser = None
+    sign_receipt: bool | None = Field(
+        default=None, description="Sign what was done to the answer: `interlock.signature`, for /v1/receipts/verify"
+    )
 
     @model_validator(mode="after")
     def _options_belong_to_streams(self) -> Self:

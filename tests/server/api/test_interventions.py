@@ -211,7 +211,7 @@ def test_the_default_switch_is_applied_unless_a_key_may_lower_it(connect, engine
         {"safety_switch": {"apply": {"generation": "none"}}},
     ):
         refused = error(client, body, bearer("user"), 403)
-        assert refused["code"] == "not_permitted"
+        assert (refused["code"], refused["param"]) == ("default_protected", "safety_switch")
         assert "unswitch" in refused["message"]
         specs(client, engine, body, bearer("chief"))
     assert error(client, {}, bearer("user") | {"X-Safety-Switch": "off"}, 403)["type"] == "permission_error"

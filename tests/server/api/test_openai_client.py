@@ -58,7 +58,7 @@ def test_chat_stream(openai_client):
     chunks = list(stream)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == "abcd"
     assert chunks[-1].usage.completion_tokens == 4
-    assert chunks[-1].interlock == {"interventions": [], "policy": "default"}
+    assert chunks[-1].interlock == {"interventions": [], "profile": None, "policy": "default"}
 
 
 def test_completions(openai_client):

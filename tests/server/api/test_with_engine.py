@@ -28,8 +28,13 @@ from server.api.services import Services
 from server.engine.loader import EngineOptions, build_engine
 from server.interventions.catalog import Catalog
 from server.metrics import Metrics
+from server.policy.audit import AuditLog
+from server.policy.key_store import KeyStore
 from server.policy.keys import KeyRing
+from server.policy.policies import PolicyStore
 from server.policy.policy import Policy
+from server.policy.profiles import ProfileStore
+from server.policy.receipts import ReceiptSigner
 from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
 from tests.server.api.fakes import FakeJobs
@@ -43,6 +48,7 @@ def services(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
     folder = tmp_path_factory.mktemp("data")
     shutil.copyfile(empty_database, folder / "test.sqlite3")
     database = Database(f"sqlite:///{folder / 'test.sqlite3'}")
+    audit = AuditLog(database, clock=time.time)
     artifacts = ArtifactStore(folder / "artifacts", database, clock=time.time)
     artifacts.reconcile()
     engine, codec = build_engine(tiny_model("llama"), EngineOptions(max_batch=4, max_waiting=64, prefill_tokens=64))
@@ -53,8 +59,11 @@ def services(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
         catalog=Catalog(artifacts.get, engine.info, "cpu", 100.0),
         artifacts=artifacts,
         jobs=FakeJobs(),
-        policy=Policy(),
-        keys=KeyRing(),
+        policies=PolicyStore(database, audit, Policy(), model="llama", clock=time.time),
+        profiles=ProfileStore(database, audit, clock=time.time),
+        keys=KeyStore(database, audit, KeyRing.first(None), clock=time.time),
+        audit=audit,
+        signer=ReceiptSigner(b"k" * 32),
         metrics=Metrics(CollectorRegistry(), "llama"),
     )
     engine.stop()

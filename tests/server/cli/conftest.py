@@ -56,7 +56,7 @@ def server() -> Iterator[StandIn]:
             self.end_headers()
             self.wfile.write(payload)
 
-        do_GET = do_POST = do_DELETE = reply
+        do_GET = do_POST = do_PUT = do_DELETE = reply
 
         def log_message(self, format: str, *args: object) -> None:
             pass

@@ -7,26 +7,26 @@ from server.policy.keys import EVERY_SCOPE, OPERATOR, Key, KeyRing, Principal
 def test_no_key_means_everybody_is_the_operator():
     ring = KeyRing.first(None)
     assert ring.open
-    assert ring.authenticate(None) == ring.authenticate("anything") == OPERATOR
+    assert ring.authenticate(None, 0.0) == ring.authenticate("anything", 0.0) == OPERATOR
     assert OPERATOR.scopes == EVERY_SCOPE == {"infer", "steer", "unswitch", "train", "admin", "metrics"}
 
 
 def test_the_first_key_has_every_scope_and_is_kept_as_a_hash():
     ring = KeyRing.first("secret")
-    assert ring.authenticate("secret") == OPERATOR
+    assert ring.authenticate("secret", 0.0) == OPERATOR
     assert "secret" not in repr(ring)
 
 
 @pytest.mark.parametrize("secret", [None, "", "Secret", "secret ", "sécret", "\x00"])
 def test_anything_else_is_refused(secret):
     with pytest.raises(NotAuthenticated, match="Authorization: Bearer"):
-        KeyRing.first("secret").authenticate(secret)
+        KeyRing.first("secret").authenticate(secret, 0.0)
 
 
 def test_keys_stand_for_their_principals():
     alice, bob = Principal("alice", frozenset({"infer"})), Principal("bob", frozenset({"train"}))
     ring = KeyRing((Key.of("a", alice), Key.of("b", bob)))
-    assert (ring.authenticate("a"), ring.authenticate("b")) == (alice, bob)
+    assert (ring.authenticate("a", 0.0), ring.authenticate("b", 0.0)) == (alice, bob)
 
 
 def test_an_empty_key_is_no_key():

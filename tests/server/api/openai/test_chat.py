@@ -36,7 +36,7 @@ def test_an_answer_has_openais_shape_and_says_what_was_done(client, engine):
         "total_tokens": prompt + 4,
         "prompt_tokens_details": {"cached_tokens": 0},
     }
-    assert answer["interlock"] == {"interventions": [], "policy": "default"}
+    assert answer["interlock"] == {"interventions": [], "profile": None, "policy": "default"}
     assert engine.requests[answer["id"]].owner == "operator"
 
 

@@ -8,13 +8,21 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from server.api.admin.keys import KeyIn
+from server.api.admin.policy import PolicyIn
+from server.api.admin.profiles import ProfileIn
+from server.api.admin.receipts import SignatureIn
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.compare import CompareRequest
 from server.api.schemas.completions import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.api.schemas.interventions import GenerationPatch
 from server.jobs.specs import JobSpec
 
-MODELS = [ChatRequest, CompletionRequest, CompareRequest, TokenizeRequest, DetokenizeRequest, GenerationPatch, JobSpec]
+MODELS = [
+    *(ChatRequest, CompletionRequest, CompareRequest, TokenizeRequest, DetokenizeRequest, GenerationPatch),
+    *(SignatureIn, ProfileIn, PolicyIn, KeyIn),
+    JobSpec,
+]
 
 
 def unbounded(schema: dict[str, Any], path: str) -> Iterator[str]:
