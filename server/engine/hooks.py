@@ -83,7 +83,7 @@ class PlanHooks:
         if site in self._fired:
             self._failed |= dict.fromkeys(self._plan.rows_at(site), f"the block at {site} ran more than once")
         self._fired.add(site)
-        h_ND = out_ND = h_BTD.view(-1, h_BTD.shape[-1])
+        h_ND = out_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
         for one in rounds:
             before_KD = (out_ND if one.tokens_K is None else out_ND.index_select(0, one.tokens_K)).float()
             after_KD = self._run(site, one, before_KD)

@@ -8,15 +8,13 @@ from __future__ import annotations
 import weakref
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mappers.modules import AffineMapper, AutoencoderMapper, Mapper
-
-Family = Hashable
-"""What mappers have to share to share a product: their form and the shapes of their parameters."""
 
 _IDLE_PLANS = 256
 
@@ -30,14 +28,27 @@ class Use:
     tokens: int
 
 
-def family_of(mapper: Mapper) -> Family:
-    """Equal for mappers that may be stacked; a mapper of an unknown class is a family of its own."""
+class Family(NamedTuple):
+    """What mappers share that may share a product: form, and the shape ``(out, in)`` of each layer's weight."""
+
+    form: type[Mapper]
+    residual: bool
+    layers: tuple[torch.Size, ...]
+
+
+def family_of(mapper: Mapper) -> Family | int:
+    """The family of a mapper; one of an unknown class may not be stacked and gets a number of its own."""
     if type(mapper) is AutoencoderMapper:
-        encoder_shape, decoder_shape = mapper.encoder_weight.shape, mapper.decoder_weight.shape
-        return (AutoencoderMapper, mapper.config.residual, encoder_shape, decoder_shape)
+        layers = (mapper.encoder_weight.shape, mapper.decoder_weight.shape)
+        return Family(AutoencoderMapper, mapper.config.residual, layers)
     if type(mapper) is AffineMapper:
-        return (AffineMapper, mapper.config.residual, mapper.weight.shape)
+        return Family(AffineMapper, mapper.config.residual, (mapper.weight.shape,))
     return id(mapper)
+
+
+def power_of_two(count: int) -> int:
+    """The smallest power of two that is not below ``count`` (at least 1): room that need not grow at every step."""
+    return 1 << (count - 1).bit_length()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,28 +63,35 @@ class _Arrangement:
 class MapperStack:
     """Weights of mappers of one family, each in a slot of its own; transposed, as batched products like them best.
 
-    With ``capacity`` the slots are made once and never move in memory; else there are as many as are needed.
+    With ``capacity`` that many slots are made at once and never move in memory; else there are as many as are needed.
+    ``edition`` grows whenever a slot gets another mapper.
     """
 
-    def __init__(self, capacity: int | None = None) -> None:
+    def __init__(self, family: Family, device: str | torch.device, capacity: int = 0) -> None:
         self._capacity = capacity
+        self._residual = family.residual
         self._held: list[weakref.ref[Mapper] | None] = []
         self._weights: list[Tensor] = []
-        self._residual = False
+        for out, source in family.layers:
+            for shape in ((source, out), (1, out)):
+                self._weights.append(torch.zeros(0, *shape, device=device))
+        self.edition = 0
+        self._reserve(capacity)
 
     def place(self, mappers: Sequence[Mapper]) -> list[int]:
         """Slots of ``mappers`` (distinct) below twice their number, and below ``capacity``; only new ones are copied.
 
         A mapper that is not asked for may lose its slot.
         """
-        reach = 2 * len(mappers) if self._capacity is None else self._capacity
+        reach = self._capacity or power_of_two(len(mappers))
         found = {id(held()): slot for slot, held in enumerate(self._held[:reach]) if held is not None and held()}
         slots = {id(mapper): found[id(mapper)] for mapper in mappers if id(mapper) in found}
         missing = [mapper for mapper in mappers if id(mapper) not in slots]
         if missing:
             taken = set(slots.values())
             free = [slot for slot in range(reach) if slot not in taken][: len(missing)]
-            self._reserve(max(free) + 1, missing[0])
+            self._reserve(power_of_two(max(free) + 1))
+            self.edition += 1
             for mapper, slot in zip(missing, free, strict=True):
                 self._held[slot] = None  # should the copy raise, the slot holds nobody
                 for stacked, weight in zip(self._weights, _parameters(mapper), strict=True):
@@ -90,23 +108,17 @@ class MapperStack:
             y_MRD = _products(F.relu(y_MRD), *weights[2:])
         return x_MRS + y_MRD if self._residual else y_MRD
 
-    def _reserve(self, slots: int, like: Mapper) -> None:
-        if slots <= len(self._held):
-            return
-        self._residual = like.config.residual
-        slots = self._capacity or 1 << (slots - 1).bit_length()
-        grown = [weight.new_zeros(slots, *weight.shape) for weight in _parameters(like)]
-        for new, old in zip(grown, self._weights, strict=False):
-            new[: len(old)] = old
-        self._weights = grown
-        self._held += [None] * (slots - len(self._held))
+    def _reserve(self, slots: int) -> None:
+        if (more := slots - len(self._held)) > 0:
+            self._weights = [torch.cat([old, old.new_zeros(more, *old.shape[1:])]) for old in self._weights]
+            self._held += [None] * more
 
 
 class MapperBank:
     """One stack for each place where different mappers of a family meet; belongs to one thread.
 
     A stack copies a mapper's weights once, when it first takes part, and keeps them while the live set changes around
-    it: memory is at most twice that of the mappers that ever met there, given back after 256 plans without them.
+    it. Its memory is less than twice that of the most mappers that met there, given back after 256 plans without it.
     """
 
     def __init__(self) -> None:
@@ -127,7 +139,11 @@ class MapperBank:
 
         ``place`` names the stack: the same for a group of a plan and for its successors in later plans.
         """
-        stack = self._stacks.setdefault(place, MapperStack())
+        stack = self._stacks.get(place)
+        if stack is None:
+            family = family_of(uses[0].mapper)
+            assert isinstance(family, Family)
+            stack = self._stacks[place] = MapperStack(family, h_KS.device)
         arrangement = self._arrangements.get(place)
         if arrangement is None:
             arrangement = self._arrangements[place] = _arrange(stack, uses, h_KS.device)

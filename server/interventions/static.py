@@ -7,8 +7,8 @@ directions, mappers, meter places. It lies in buffers that :meth:`StaticPlan.fil
 
     structure = Structure.of(rows)                       # the key
     static = StaticPlan(structure, max_rows, width, device, meters)
-    static.fill(rows)                                    # before the capture, and whenever rows or settings differ
     h_RD = static.apply(site, h_RD)                      # in the captured forward, at every site
+    static.fill(rows)                                    # before the first replay, and when rows or settings differ
     static.begin()                                       # before each replay
     static.unfired()                                     # after it: sites that did not run exactly once
 
@@ -21,7 +21,7 @@ C rows each.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -31,7 +31,7 @@ from torch import Tensor
 from mappers.modules import Mapper
 from mappers.sites import Site
 from server.interventions import operations
-from server.interventions.bank import MapperStack
+from server.interventions.bank import Family, MapperStack, power_of_two
 from server.interventions.draft import Draft, Kind, Member, PlanRow, Touched, commit
 from server.interventions.meter import MeterBank, relative_change
 
@@ -62,7 +62,7 @@ class Step:
         users = _by_mapper(site, members)
         if len(users) == 1:
             return cls(site, turn, kind, mappers=1)
-        return cls(site, turn, kind, _power(len(users)), _power(max(map(len, users.values()))))
+        return cls(site, turn, kind, power_of_two(len(users)), power_of_two(max(map(len, users.values()))))
 
     def has_room(self, needed: Step) -> bool:
         """Whether this step of the same kind has the room of ``needed``."""
@@ -93,10 +93,18 @@ class StaticPlan:
 
     It serves all rows that need no more than its structure has, also fewer operations or mappers. ``fired_F`` counts
     on the device how often each of ``sites`` ran since :meth:`begin`; an engine may fetch it along with its tokens.
+    Plans that are given the same ``stacks`` hold the weights of mappers once: each has to be filled again before it
+    is replayed after another.
     """
 
     def __init__(
-        self, structure: Structure, max_rows: int, width: int, device: str | torch.device, meters: MeterBank
+        self,
+        structure: Structure,
+        max_rows: int,
+        width: int,
+        device: str | torch.device,
+        meters: MeterBank,
+        stacks: dict[Hashable, MapperStack] | None = None,
     ) -> None:
         """Makes the buffers. Raises NotStatic for directions not ``width`` wide and mappers of an unknown class."""
         steps = structure.steps
@@ -109,8 +117,11 @@ class StaticPlan:
         self._meters, self._sums_N = meters, meters.sums_N
         self._settings_S3R = torch.zeros(len(steps), 3, max_rows, device=device)
         self._places_S2R = torch.zeros(len(steps), 2, max_rows, dtype=torch.int64, device=device)
+        stacks = {} if stacks is None else stacks
         self._programs = [
-            Switching(step, device) if step.mappers else Steering(step, torch.zeros(max_rows, width, device=device))
+            Switching(step, stacks, device)
+            if step.mappers
+            else Steering(step, torch.zeros(max_rows, width, device=device))
             for step in steps
         ]
         self._numbers = {(step.site, step.turn, step.kind): number for number, step in enumerate(steps)}
@@ -125,7 +136,9 @@ class StaticPlan:
         return frozenset(self._rows_at.get(site, ()))
 
     def begin(self) -> None:
-        """Starts counting anew which sites run."""
+        """Starts counting anew which sites run. Raises RuntimeError where mappers were moved since :meth:`fill`."""
+        if any(isinstance(program, Switching) and program.outdated for program in self._programs):
+            raise RuntimeError("another plan moved the mappers of this one: fill it again before it is replayed")
         self.fired_F.zero_()
 
     def unfired(self) -> tuple[Site, ...]:
@@ -175,10 +188,10 @@ class StaticPlan:
             before_RD = h_RD.float()
             after_RD = self._programs[number].compute(before_RD, settings_3R, places_2R[1])
             # A strength of 0 is never planned: it marks the rows that this step leaves alone.
-            active_R = settings_3R[0] != 0
-            change_R = torch.where(active_R, relative_change(before_RD, after_RD), 0.0)
+            idle_R = settings_3R[0] == 0
+            change_R = relative_change(before_RD, after_RD).masked_fill(idle_R, 0.0)
             self._sums_N.index_add_(0, places_2R[0], change_R)
-            h_RD = torch.where(active_R[:, None], after_RD.to(h_RD.dtype), h_RD)
+            h_RD = torch.where(idle_R[:, None], h_RD, after_RD.to(h_RD.dtype))
         return h_RD
 
     def _number(self, needed: Step) -> int:
@@ -224,19 +237,32 @@ class Steering:
 class Switching:
     """Buffers of a step with mappers: their weights stacked, and which rows go through which."""
 
-    def __init__(self, step: Step, device: str | torch.device) -> None:
-        if not isinstance(step.kind.form, tuple):
+    def __init__(self, step: Step, stacks: dict[Hashable, MapperStack], device: str | torch.device) -> None:
+        family = step.kind.form
+        if not isinstance(family, Family):
             raise NotStatic(f"a mapper at {step.site} is of an unknown class and cannot be stacked")
-        self._stack = MapperStack(step.mappers)
+        place = (step.site, step.turn, family, step.mappers)
+        if place not in stacks:
+            stacks[place] = MapperStack(family, device, step.mappers)
+        self._stack = stacks[place]
+        self._edition = self._stack.edition
         self._into_MC = torch.zeros(step.mappers, step.rows, dtype=torch.int64, device=device)
+
+    @property
+    def outdated(self) -> bool:
+        """Whether another plan gave slots of the shared stack to other mappers."""
+        return self._edition != self._stack.edition
 
     def load(self, site: Site, members: Sequence[Member]) -> list[int]:
         """Copies mappers that are new and leads each row to its own; returns where each member's result lies."""
         users = _by_mapper(site, members)
         try:
             slots = self._stack.place([_mapper(site, using[0]) for using in users.values()])
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             raise NotStatic(f"a mapper at {site} does not have the shape it should have") from error
+        self._edition = self._stack.edition
         stacked, room = self._into_MC.shape
         if stacked == 1:
             return [member.tokens[0] for member in members]
@@ -276,7 +302,3 @@ def _by_mapper(site: Site, members: Iterable[Member]) -> dict[int, list[Member]]
 
 def _mapper(site: Site, member: Member) -> Mapper:
     return cast(Mapper, member.active.resolved.effects[site])
-
-
-def _power(count: int) -> int:
-    return 1 << (count - 1).bit_length()

@@ -8,7 +8,7 @@ import torch
 
 from mappers.mapper_config import MapperConfig
 from mappers.modules import AutoencoderMapper
-from server.interventions.bank import MapperBank, MapperStack, Use, family_of
+from server.interventions.bank import Family, MapperBank, MapperStack, Use, family_of, power_of_two
 from tests.server.engine.interventions import WIDTH, mapper
 
 
@@ -57,7 +57,7 @@ def test_a_changing_live_set_always_gets_its_own_mappers():
 
 
 def test_one_that_joins_is_copied_alone():
-    stack, made = MapperStack(), [mapper(seed=seed) for seed in range(5)]
+    stack, made = MapperStack(family_of(mapper()), "cpu"), [mapper(seed=seed) for seed in range(5)]
     slots = stack.place(made[:4])
     assert stack.place(made[:4]) == slots
     made[1].encoder_weight.fill_(7.0)  # would be seen if it were copied again
@@ -68,10 +68,31 @@ def test_one_that_joins_is_copied_alone():
     assert not torch.allclose(done[1], made[1](h_KD[1]))
 
 
+def test_a_stack_of_fixed_capacity_never_moves():
+    made = [mapper(seed=seed) for seed in range(7)]
+    stack = MapperStack(family_of(made[0]), "cpu", capacity=4)
+    places = [weights.data_ptr() for weights in stack._weights]
+    editions = [stack.edition]
+    for chosen in (made[:1], made[:4], made[3:7], made[3:5], made[3:5]):
+        slots = stack.place(chosen)
+        editions.append(stack.edition)
+        h_KD = torch.randn(4, WIDTH)
+        done = stack.apply(h_KD[:, None])[:, 0]
+        for one, slot in zip(chosen, slots, strict=True):
+            torch.testing.assert_close(done[slot], one(h_KD[slot]))
+    assert [weights.data_ptr() for weights in stack._weights] == places
+    assert editions == [0, 1, 2, 3, 3, 3], "only where a slot gets another mapper"
+
+
 def test_few_of_many_do_not_pay_for_all():
-    stack, made = MapperStack(), [mapper(seed=seed) for seed in range(32)]
+    stack, made = MapperStack(family_of(mapper()), "cpu"), [mapper(seed=seed) for seed in range(32)]
     stack.place(made)
     assert max(stack.place(made[-3:])) < 6
+
+
+@pytest.mark.parametrize(("count", "room"), [(1, 1), (2, 2), (3, 4), (4, 4), (17, 32)])
+def test_powers_of_two(count, room):
+    assert power_of_two(count) == room
 
 
 def test_nan_in_one_mapper_or_token_stays_there():
@@ -104,6 +125,7 @@ def test_families_are_those_that_can_be_stacked():
     class Own(AutoencoderMapper):
         pass
 
+    assert family_of(mapper()) == Family(AutoencoderMapper, True, ((WIDTH, WIDTH), (WIDTH, WIDTH)))
     config = MapperConfig(kind="autoencoder", d_source=WIDTH, d_target=WIDTH, residual=True)
     assert family_of(mapper(seed=1)) == family_of(mapper(seed=2))
     assert family_of(mapper(residual=False)) != family_of(mapper())

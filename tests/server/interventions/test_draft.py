@@ -48,8 +48,15 @@ def test_tokens_are_numbered_from_the_rows_first():
     draft = Draft.collect([PlanRow(3, 20, 1, 6, 4, begun(vector(apply=apply)))])
     ((member,),) = draft.steps[Site(1), 0].values()
     assert (member.row, member.tokens) == (3, [21, 22, 24])
-    ((_, _, prompt_tokens, generated_tokens, sites),) = draft.touched
-    assert (prompt_tokens, generated_tokens, sites) == (2, 1, 1)
+    (touched,) = draft.touched
+    assert (touched.prompt_tokens, touched.generated_tokens, touched.sites) == (2, 1, 1)
+
+
+def test_layers_that_are_not_computed_again_are_left_out():
+    rows = [PlanRow(0, 0, 0, 6, 4, begun(vector(layers=(0, 2)), switch(layers=(0,))))]
+    draft = Draft.collect(rows, lowest=1)
+    assert list(draft.steps) == [(Site(2), 0)]
+    assert [touched.sites for touched in draft.touched] == [1]
 
 
 def test_counts_only_rows_that_did_not_fail():

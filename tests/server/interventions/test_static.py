@@ -213,6 +213,41 @@ def test_what_cannot_be_held_in_buffers_is_refused():
         made_for([(switch(),), (broken,)])
 
 
+def test_before_it_is_filled_it_changes_and_measures_nothing():
+    """A capture runs the program before anybody is planned."""
+    meters = MeterBank("cpu")
+    rows = rows_of([(switch(seed=1), vector()), (switch(seed=2),), (switch(),)], meters)
+    plan = StaticPlan(Structure.of(rows), ROWS, WIDTH, "cpu", meters)
+    h_RD = random_rows()
+    assert torch.equal(forward(plan, h_RD), h_RD)
+    assert not meters.sums_N.any()
+    plan.fill(rows)
+    assert not torch.equal(forward(plan, h_RD), h_RD)
+    plan.fill([])
+    assert torch.equal(forward(plan, h_RD), h_RD)
+
+
+def test_plans_share_the_weights_of_mappers_and_notice_when_they_moved():
+    meters, stacks = MeterBank("cpu"), {}
+    settings = [(switch(seed=seed),) for seed in range(4)]
+    rows = rows_of(settings, meters)
+    few, many = (StaticPlan(Structure.of(rows), count, WIDTH, "cpu", meters, stacks) for count in (4, ROWS))
+    assert len(stacks) == 1
+    h_RD = random_rows()
+    expected = eagerly(settings, h_RD[:4])[0]
+    for plan, size in ((few, 4), (many, ROWS), (few, 4)):
+        plan.fill(rows)
+        plan.begin()
+        torch.testing.assert_close(forward(plan, h_RD[:size])[:4], expected)
+    many.begin()
+    many.fill(rows_of([(switch(seed=9 + seed),) for seed in range(4)], meters))
+    with pytest.raises(RuntimeError, match="fill it again"):
+        few.begin()
+    few.fill(rows)
+    few.begin()
+    torch.testing.assert_close(forward(few, h_RD[:4]), expected)
+
+
 def test_counts_on_the_device_which_sites_ran():
     plan, rows, _ = made_for([(vector(layers=(0, 2)),), (), (switch(layers=(2,)),)])
     plan.begin()
