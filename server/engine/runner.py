@@ -29,6 +29,9 @@ from server.engine.static import StaticDecode
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan, PlanRow
 
+_METERS_A_ROW = 9
+"""A switch and the most vectors that a request may name."""
+
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
@@ -65,7 +68,8 @@ class Runner:
         self.device = next(model.parameters()).device
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache = KvCache(shapes, context, self.device, static_rows)
-        self.meters = MeterBank(self.device)
+        # What was captured writes to the meters that there were: they must not have to grow.
+        self.meters = MeterBank(self.device, max(64, static_rows * _METERS_A_ROW))
         self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
         self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import structlog
@@ -24,6 +24,7 @@ from server.engine.hooks import PlanHooks
 from server.engine.kv import KvCache, Pool
 from server.engine.layout import DecodeGroup, Reach, StepLayout
 from server.engine.row import Row
+from server.interventions.bank import MapperStack
 from server.interventions.draft import PlanRow
 from server.interventions.meter import MeterBank
 from server.interventions.static import NotStatic, StaticPlan, Structure
@@ -52,8 +53,7 @@ class StaticDecode:
         self._width = width
         self._max_rows = max_rows
         self._steps: OrderedDict[tuple[int, int, Structure], _Step] = OrderedDict()
-        self._plan_key: tuple[object, ...] = ()
-        self._repeats = 0
+        self._stacks: dict[Hashable, MapperStack] = {}
 
     def forward(self, rows: Sequence[Row]) -> tuple[Tensor, dict[int, str]] | None:
         """Logits ``(n, V)`` of ``rows``, which are all rows of the pool by slot, and failed rows with the reason.
@@ -79,7 +79,7 @@ class StaticDecode:
     def _made(self, key: tuple[int, int, Structure], rows: Sequence[Row]) -> _Step:
         bucket, columns, structure = key
         (pool,) = self._cache.pools
-        plan = StaticPlan(structure, bucket, self._width, self._cache.device, self._meters)
+        plan = StaticPlan(structure, bucket, self._width, self._cache.device, self._meters, self._stacks)
         step = self._steps[key] = _Step(self._model, self._cache, pool, self._hooks, plan, bucket, columns)
         # Before anything is planned: rows that warm up must not be counted as steered.
         step.write(rows)
