@@ -195,6 +195,7 @@ def _options(settings: Settings) -> EngineOptions:
         max_waiting=settings.max_waiting,
         prefill_tokens=settings.prefill_tokens,
         max_context=settings.max_context,
+        static=False if settings.enforce_eager else None,
         kv_bytes=None if settings.kv_memory_mib is None else settings.kv_memory_mib * 2**20,
         prefix_bytes=None if settings.prefix_memory_mib is None else settings.prefix_memory_mib * 2**20,
     )

@@ -97,6 +97,8 @@ class Settings(BaseSettings):
     """Most tokens of prompt and answer together. Default: what the model was made for."""
     prefill_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
     """Prompt tokens read in one step beside running answers, so that a long prompt does not hold them up."""
+    enforce_eager: bool = False
+    """Never replay decode steps as CUDA graphs on a GPU; for a model whose code cannot be captured."""
     kv_memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] | None = None
     """Memory for keys and values of running requests. Default: max_batch whole contexts, as far as memory is free."""
     prefix_memory_mib: Annotated[int, Field(ge=0, le=16_777_216)] | None = None

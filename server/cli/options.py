@@ -24,6 +24,7 @@ PANELS = {
         "max_waiting",
         "max_context",
         "prefill_tokens",
+        "enforce_eager",
         "kv_memory_mib",
         "prefix_memory_mib",
         "max_strength",
