@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from secrets import token_hex
@@ -24,9 +25,11 @@ from server.api.app import create_app
 from server.api.services import Services
 from server.banner import Access, print_banner
 from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, RECEIPT_KEY_FILE, owned
+from server.engine.engine import Engine
 from server.engine.linears import install_linears
 from server.engine.loader import EngineOptions, build_engine
-from server.engine.precision import Precision, pick_precision
+from server.engine.precision import Precision, TrainingDtype, pick_precision
+from server.engine.text import TextCodec
 from server.interventions.catalog import Catalog
 from server.jobs.attempt import Patience
 from server.jobs.directory import ModelDirectory
@@ -137,11 +140,10 @@ def pick_device(wanted: str) -> str:
 def _assemble(
     settings: Settings, database: Database, artifacts: ArtifactStore, audit: AuditLog, draining: threading.Event
 ) -> Services:
-    device = pick_device(settings.device)
-    precision = pick_precision(settings.dtype, device, torch.cpu.get_capabilities())
-    loaded = _load(settings, device, precision)
-    options = _options(settings)
-    engine, codec = build_engine(loaded, options, name=settings.model_name, dtype_reason=precision.reason)
+    # OpenMP keeps threads for every thread that computed, and where there are more than cores all of them wait asleep:
+    # what loads the model has to be gone when the engine's own thread begins, or each product starts late.
+    with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
+        engine, codec, training_dtype = loader.submit(_build, settings).result()
     budget_bytes = settings.artifact_memory_mib * 2**20
     catalog = Catalog(artifacts.get, engine.info, engine.info.device, settings.max_strength, budget_bytes)
     policies, profiles, keys = _access(settings, database, audit, engine.info, catalog)
@@ -150,7 +152,7 @@ def _assemble(
         codec=codec,
         catalog=catalog,
         artifacts=artifacts,
-        jobs=_jobs(settings, database, artifacts, engine.info, precision.training_dtype(loaded.model)),
+        jobs=_jobs(settings, database, artifacts, engine.info, training_dtype),
         policies=policies,
         profiles=profiles,
         keys=keys,
@@ -187,6 +189,15 @@ def _receipt_key(settings: Settings) -> bytes:
         raise ConfigurationError(
             f"data_dir: {RECEIPT_KEY_FILE} cannot be used as the key of receipts: {error}"
         ) from error
+
+
+def _build(settings: Settings) -> tuple[Engine, TextCodec, TrainingDtype]:
+    device = pick_device(settings.device)
+    precision = pick_precision(settings.dtype, device, torch.cpu.get_capabilities())
+    loaded = _load(settings, device, precision)
+    options = _options(settings)
+    engine, codec = build_engine(loaded, options, name=settings.model_name, dtype_reason=precision.reason)
+    return engine, codec, precision.training_dtype(loaded.model)
 
 
 def _options(settings: Settings) -> EngineOptions:

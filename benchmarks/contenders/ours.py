@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import cache
 from itertools import count
@@ -94,6 +95,12 @@ class Interlock:
 
 def make(model: str, threads: int, *, dtype: DtypeSetting, prefix_bytes: int = 0) -> Interlock:
     """A started engine. Prefixes are kept only where they are asked for: elsewhere they would answer for the engine."""
+    # As the server does: the thread that loads is gone when the engine's begins.
+    with ThreadPoolExecutor(1) as loader:
+        return loader.submit(_started, model, threads, dtype, prefix_bytes).result()
+
+
+def _started(model: str, threads: int, dtype: DtypeSetting, prefix_bytes: int) -> Interlock:
     torch.set_num_threads(threads)
     try:
         precision = pick_precision(dtype, "cpu", torch.cpu.get_capabilities())
