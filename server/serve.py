@@ -28,7 +28,7 @@ from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, RECEIP
 from server.engine.engine import Engine
 from server.engine.linears import install_linears
 from server.engine.loader import EngineOptions, build_engine
-from server.engine.precision import Precision, TrainingDtype, pick_precision
+from server.engine.precision import Precision, pick_precision
 from server.engine.text import TextCodec
 from server.interventions.catalog import Catalog
 from server.jobs.attempt import Patience
@@ -191,7 +191,7 @@ def _receipt_key(settings: Settings) -> bytes:
         ) from error
 
 
-def _build(settings: Settings) -> tuple[Engine, TextCodec, TrainingDtype]:
+def _build(settings: Settings) -> tuple[Engine, TextCodec, str]:
     device = pick_device(settings.device)
     precision = pick_precision(settings.dtype, device, torch.cpu.get_capabilities())
     loaded = _load(settings, device, precision)
