@@ -54,6 +54,9 @@ from server.types import InterventionSpec, ModelInfo
 
 _log = structlog.get_logger(__name__)
 
+IDLE_PREFILL = 4
+"""Times as many prompt tokens are read in a step where no answer waits for it."""
+
 _SWITCH_INTERVAL_S = 0.0005
 """The engine's thread holds the interpreter for most of a step; at the default of 5 ms the event loop starves."""
 
@@ -205,6 +208,7 @@ def _options(settings: Settings) -> EngineOptions:
         max_batch=settings.max_batch,
         max_waiting=settings.max_waiting,
         prefill_tokens=settings.prefill_tokens,
+        idle_prefill_tokens=IDLE_PREFILL * settings.prefill_tokens,
         max_context=settings.max_context,
         static=False if settings.enforce_eager else None,
         kv_bytes=None if settings.kv_memory_mib is None else settings.kv_memory_mib * 2**20,

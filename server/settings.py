@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     max_context: Annotated[int, Field(ge=2, le=16_777_216)] | None = None
     """Most tokens of prompt and answer together. Default: what the model was made for."""
     prefill_tokens: Annotated[int, Field(ge=1, le=1_048_576)] = 256
-    """Prompt tokens read in one step beside running answers, so that a long prompt does not hold them up."""
+    """Prompt tokens read in one step beside running answers, which wait for it; four times as many where none runs."""
     enforce_eager: bool = False
     """Never replay decode steps as CUDA graphs on a GPU; for a model whose code cannot be captured."""
     kv_memory_mib: Annotated[int, Field(ge=1, le=16_777_216)] | None = None

@@ -28,6 +28,7 @@ from server.engine.loader import EngineOptions, build_engine
 from server.engine.precision import pick_precision
 from server.engine.request import GenerationRequest
 from server.interventions.catalog import ResolvedIntervention
+from server.serve import IDLE_PREFILL
 from server.settings import ConfigurationError, DtypeSetting, Settings
 from server.types import Apply, Event, Failed, Finished, SamplingParams, TokensGenerated
 
@@ -109,7 +110,13 @@ def _started(model: str, threads: int, dtype: DtypeSetting, prefix_bytes: int) -
     loaded = load_model(model, dtype=precision.dtype)
     resident = resident_with(loaded.model)
     install_linears(loaded.model, precision.weight_format)
-    options = EngineOptions(MOST_ROWS, max_waiting=1024, prefill_tokens=PREFILL_TOKENS, prefix_bytes=prefix_bytes)
+    options = EngineOptions(
+        MOST_ROWS,
+        max_waiting=1024,
+        prefill_tokens=PREFILL_TOKENS,
+        idle_prefill_tokens=IDLE_PREFILL * PREFILL_TOKENS,
+        prefix_bytes=prefix_bytes,
+    )
     engine, _ = build_engine(loaded, options)
     engine.start()
     return Interlock(engine, [loaded.stack.site_module(site) for site in loaded.stack.sites], resident)

@@ -57,6 +57,7 @@ class Engine:
         info: ModelInfo,
         limits: EngineLimits,
         eos_ids: frozenset[int],
+        idle_prefill_tokens: int | None = None,
     ) -> None:
         self.info = info
         self.limits = limits
@@ -66,6 +67,7 @@ class Engine:
         self._scheduler = Scheduler(
             limits.max_batch,
             limits.prefill_tokens,
+            idle_prefill_tokens=idle_prefill_tokens,
             budget=limits.memory.kv,
             cost=lambda row: runner.cache.row_bytes(row.request.tokens_at_most),
             may_start=runner.reuse.may_start,

@@ -26,6 +26,9 @@ _UNBOUNDED_CONTEXT = 8192
 class EngineOptions:
     """Bounds the operator sets; ``max_context`` None means what the model was built for.
 
+    ``prefill_tokens`` prompt tokens are read in a step, ``idle_prefill_tokens`` where no answer waits for it (None: as
+    many).
+
     ``kv_bytes`` is the memory for keys and values of running requests, ``prefix_bytes`` that for prompt prefixes which
     later requests reuse (0 turns that off); None plans them from what is free. ``static`` decode steps are captured
     and replayed on a GPU (None: where there is one); without, they run the same program step by step.
@@ -35,6 +38,7 @@ class EngineOptions:
     max_waiting: int
     prefill_tokens: int
     max_context: int | None = None
+    idle_prefill_tokens: int | None = None
     kv_bytes: int | None = None
     prefix_bytes: int | None = 0
     static: bool | None = None
@@ -84,7 +88,8 @@ def build_engine(
         dtype_reason=dtype_reason,
     )
     limits = EngineLimits(max_batch, options.max_waiting, context, options.prefill_tokens, memory)
-    return Engine(runner, codec, info, limits, eos_token_ids(loaded.model)), codec
+    engine = Engine(runner, codec, info, limits, eos_token_ids(loaded.model), options.idle_prefill_tokens)
+    return engine, codec
 
 
 def _plan(model: nn.Module, options: EngineOptions, row_at_most: int) -> MemoryPlan:

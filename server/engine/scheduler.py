@@ -43,8 +43,9 @@ class Scheduler:
 
     ``max_batch`` rows are live at once, as far as ``budget`` holds what ``cost`` says each may need (any unit); the
     last comparison admitted may exceed that number, as its rows are never part of a larger batch.
-    ``prefill_tokens`` prompt tokens at most are computed in a step. ``may_start`` can hold a row back for a while;
-    ``start`` is called when a row is admitted, and may find that part of its prompt is computed already.
+    ``prefill_tokens`` prompt tokens at most are computed in a step, ``idle_prefill_tokens`` where none decodes.
+    ``may_start`` can hold a row back for a while; ``start`` is called when a row is admitted, and may find that part of
+    its prompt is computed already.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Scheduler:
         max_batch: int,
         prefill_tokens: int,
         *,
+        idle_prefill_tokens: int | None = None,
         budget: int | None = None,
         cost: Callable[[Row], int] = lambda _row: 0,
         may_start: Callable[[Row], bool] = lambda _row: True,
@@ -59,6 +61,7 @@ class Scheduler:
     ) -> None:
         self.max_batch = max_batch
         self._prefill_tokens = prefill_tokens
+        self._idle_prefill_tokens = idle_prefill_tokens or prefill_tokens
         self._budget = budget
         self._cost = cost
         self._may_start = may_start
@@ -187,7 +190,7 @@ class Scheduler:
 
     def _share(self, reading: list[Row]) -> list[tuple[Row, int]]:
         """Prompt tokens of a step: half for the oldest prompt, the rest for the shortest, so that none waits long."""
-        room = self._prefill_tokens
+        room = self._prefill_tokens if self._decoding else self._idle_prefill_tokens
         if not reading:
             return []
         oldest = reading[0]

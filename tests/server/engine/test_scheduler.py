@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from server.engine.request import GenerationRequest
 from server.engine.row import Row
-from server.engine.scheduler import Scheduler
+from server.engine.scheduler import Batch, Scheduler
 from server.types import SamplingParams
 
 WITHOUT_TORCH = """
@@ -315,3 +315,14 @@ class Policy(RuleBasedStateMachine):
 
 TestPolicy = Policy.TestCase
 TestPolicy.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+def test_more_is_read_where_no_answer_waits_for_it():
+    scheduler = Scheduler(max_batch=4, prefill_tokens=8, idle_prefill_tokens=32)
+    first, second = row("first", 24), row("second", 50)
+    scheduler.submit(first)
+    assert counts(scheduler.next_batch()) == {"first": 24}
+    scheduler.commit(Batch((first,), (24,)))
+    first.tokens.append(0)
+    scheduler.submit(second)
+    assert counts(scheduler.next_batch()) == {"first": 1, "second": 8}
