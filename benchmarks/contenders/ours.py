@@ -48,10 +48,9 @@ class Interlock:
 
     def run(self, work: Work) -> list[RequestTrace]:
         """Submits from this thread; tokens are stamped on the engine's, as a client would see them at the soonest."""
-        # Artifacts are resident before a request names them.
-        for request in work.requests:
-            for spec in request.interventions:
-                self._resolved(spec)
+        # Artifacts are resident before a request names them; made by a thread that is gone when the engine computes.
+        with ThreadPoolExecutor(1) as loader:
+            list(loader.map(self._resolved, (spec for request in work.requests for spec in request.interventions)))
         with nullcontext() if work.hooks else self._without_hooks():
             run = Run(work.requests)
             ended: SimpleQueue[Event] = SimpleQueue()
