@@ -30,12 +30,13 @@ _ZERO = _LEVELS + 1
 class EngineLinear(nn.Module):
     """A linear layer without parameters: its weights live, in the processor's layout, in the product it was made with.
 
-    It can neither be trained nor saved.
+    It can neither be trained nor saved. ``nbytes`` is what its share of the weights takes.
     """
 
-    def __init__(self, product: Product, weight_format: WeightFormat) -> None:
+    def __init__(self, product: Product, weight_format: WeightFormat, nbytes: int) -> None:
         super().__init__()
         self.weight_format = weight_format
+        self.nbytes = nbytes
         self._product = product
 
     def forward(self, x_I: Tensor) -> Tensor:
@@ -64,7 +65,14 @@ def install_linears(model: nn.Module, weight_format: WeightFormat = "native") ->
             shared = _SharedProduct(product, [len(layer.weight_OI) for layer in layers])
             parts = [partial(shared.part, i) for i in range(len(layers))]
         for layer, part in zip(layers, parts, strict=True):
-            setattr(layer.parent, layer.name, EngineLinear(part, weight_format))
+            width = 1 if weight_format == "int8" else layer.weight_OI.element_size()
+            setattr(layer.parent, layer.name, EngineLinear(part, weight_format, layer.weight_OI.numel() * width))
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of all weights of ``model``, those included that are laid out for the processor."""
+    laid_out = sum(module.nbytes for module in model.modules() if isinstance(module, EngineLinear))
+    return laid_out + sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
 def has_int8(model: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from mappers.loading import LoadedModel, eos_token_ids
 from server.engine.attention import observe_layers
 from server.engine.engine import Engine
 from server.engine.kv import row_bytes
+from server.engine.linears import weight_bytes
 from server.engine.memory import free_memory, plan_memory
 from server.engine.precision import served_dtype
 from server.engine.runner import Runner
@@ -94,9 +95,8 @@ def build_engine(
 
 def _plan(model: nn.Module, options: EngineOptions, row_at_most: int) -> MemoryPlan:
     device = next(model.parameters()).device
-    weights = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     return plan_memory(
-        weights,
+        weight_bytes(model),
         row_at_most,
         options.max_batch,
         free_memory(device),

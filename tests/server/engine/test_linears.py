@@ -6,7 +6,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from mappers.errors import UnsupportedArchitecture
-from server.engine.linears import EngineLinear, has_int8, has_onednn, install_linears, int8_product, packed_product
+from server.engine.linears import (
+    EngineLinear,
+    has_int8,
+    has_onednn,
+    install_linears,
+    int8_product,
+    packed_product,
+    weight_bytes,
+)
 from server.engine.precision import served_dtype
 from server.types import Failed, Finished
 from tests.server.engine.conftest import CONFIGS, greedy, tiny_model
@@ -228,3 +236,12 @@ def test_a_steered_or_ruined_neighbour_changes_nothing(precision, make_harness):
     assert len(seen[0]) == 12
     assert seen[0] == seen[1]
     assert seen[0][0] == seen[2][0], "ruined rows leave after the first token"
+
+
+def test_weights_are_counted_wherever_they_lie():
+    """Llama of 3 layers, untied: what is laid out in int8 takes a quarter, embeddings and norms stay."""
+    stock, int8 = tiny_model("llama"), tiny_model("llama")
+    every = weight_bytes(stock.model)
+    linear = sum(m.weight.numel() * 4 for m in stock.model.modules() if isinstance(m, torch.nn.Linear))
+    install_linears(int8.model, "int8")
+    assert weight_bytes(int8.model) == every - linear + linear // 4
