@@ -37,23 +37,25 @@ class Reuse:
 
 @dataclass(eq=False, slots=True)
 class PrefixPlan:
-    """What a row may share: the names of its blocks, what it reuses, and what it told others to wait for.
+    """What a row may share: the names of its blocks, how many it reuses, and what it told others to wait for.
 
-    ``kept_layers`` are the layers whose outputs are noted while the row's prompt is read.
+    The first ``whole`` blocks were reused in all layers, ``lower`` more in the lowest ``layers``. ``kept_layers`` are
+    the layers whose outputs are noted while the row's prompt is read.
     """
 
     keys: list[_Key]
-    reuse: Reuse = Reuse()
+    whole: int = 0
+    lower: int = 0
+    layers: int = 0
     kept_layers: tuple[int, ...] = ()
     claimed: list[_Key] = field(default_factory=list)
     waits_for: _Key | None = None
 
     def outputs_known(self, number: int) -> tuple[int, ...]:
         """Layers whose outputs are known in a block: reused ones bring none, resumed ones those from their site on."""
-        whole, lower = len(self.reuse.whole), len(self.reuse.lower)
-        if number < whole:
+        if number < self.whole:
             return ()
-        lowest = self.reuse.layers - 1 if number < whole + lower else 0
+        lowest = self.layers - 1 if number < self.whole + self.lower else 0
         return tuple(layer for layer in self.kept_layers if layer >= lowest)
 
 
@@ -103,7 +105,7 @@ class PrefixCache:
             if len(lower) * (layer + 1) > len(best.lower) * best.layers:
                 best = Reuse(whole, lower, layer + 1)
         self._touch(plan.keys[: len(whole) + len(best.lower)])
-        plan.reuse = best
+        plan.whole, plan.lower, plan.layers = len(best.whole), len(best.lower), best.layers
         return best
 
     def missing(self, plan: PrefixPlan) -> list[int]:
