@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
     AutoModelForCausalLM,
     Cohere2Config,
@@ -24,7 +23,6 @@ from transformers import (
     Olmo3Config,
     Phi3Config,
     PhimoeConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
@@ -38,6 +36,7 @@ from mappers.loading import LoadedModel
 from server.engine.loader import EngineOptions, build_engine
 from server.engine.request import GenerationRequest
 from server.types import Failed, Finished, PromptScored, SamplingParams, TokensGenerated, TokensScored
+from tests.server.conftest import byte_tokenizer
 
 # Tiny models gain nothing from more threads, and lose much to a loaded machine.
 torch.set_num_threads(1)
@@ -102,15 +101,6 @@ CONFIGS = {
         v_head_dim=6,
     ),
 }
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """256 tokens; token i is byte i as a character of the byte-level alphabet."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
 def tiny_model(kind: str = "llama", seed: int = 0, context: int = 256) -> LoadedModel:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
@@ -13,14 +13,6 @@ from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
 
 Stage = Callable[..., Path]
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
-    database.upgrade()
-    yield database
-    database.close()
 
 
 @pytest.fixture
