@@ -88,13 +88,7 @@ def _verify_offline(data_dir: Path, kept: dict[str, Any]) -> dict[str, Any]:
         raise CommandFailed(f"{file} cannot be read: {str(error).splitlines()[0]}") from None
     finally:
         database.close()
-    return {
-        "object": "audit.verification",
-        "whole": found.problem is None,
-        "problem": found.problem,
-        "entries": found.entries,
-        "head": {"sequence": found.head.sequence, "digest": found.head.digest},
-    }
+    return {**found.report()}
 
 
 def _head(text: str | None) -> dict[str, Any]:

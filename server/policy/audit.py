@@ -19,6 +19,7 @@ import structlog
 from sqlalchemy import event, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
+from typing_extensions import TypedDict
 
 from server.errors import Unavailable
 from server.registry.artifacts import ArtifactChange
@@ -76,6 +77,23 @@ class Head:
     digest: str
 
 
+class HeadOut(TypedDict):
+    """The last entry that holds together with all before it."""
+
+    sequence: int
+    digest: str
+
+
+class VerificationOut(TypedDict):
+    """Whether the chain is whole, and if not what is wrong where. Keep ``head`` somewhere else."""
+
+    object: Literal["audit.verification"]
+    whole: bool
+    problem: str | None
+    entries: int
+    head: HeadOut
+
+
 @dataclass(frozen=True, slots=True)
 class Verification:
     """Result of :func:`verify`: entries that hold together, and what is wrong at the first that does not."""
@@ -83,6 +101,16 @@ class Verification:
     entries: int
     head: Head
     problem: str | None = None
+
+    def report(self) -> VerificationOut:
+        """As HTTP and the command give it."""
+        return {
+            "object": "audit.verification",
+            "whole": self.problem is None,
+            "problem": self.problem,
+            "entries": self.entries,
+            "head": {"sequence": self.head.sequence, "digest": self.head.digest},
+        }
 
 
 @dataclass(frozen=True, slots=True)

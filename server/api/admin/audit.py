@@ -15,7 +15,7 @@ from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import QueryModel
 from server.api.services import InjectedServices
 from server.errors import InvalidRequest
-from server.policy.audit import Action, Filter, Head
+from server.policy.audit import Action, Filter, Head, VerificationOut
 
 router = APIRouter(dependencies=[needs("admin")], tags=["Access"])
 
@@ -60,23 +60,6 @@ class EntryList(TypedDict):
     next: int | None
 
 
-class HeadOut(TypedDict):
-    """The last entry that holds together with all before it."""
-
-    sequence: int
-    digest: str
-
-
-class VerificationOut(TypedDict):
-    """Whether the chain is whole, and if not what is wrong where. Keep ``head`` somewhere else."""
-
-    object: Literal["audit.verification"]
-    whole: bool
-    problem: str | None
-    entries: int
-    head: HeadOut
-
-
 @router.get("/v1/audit", summary="List the audit log", responses=error_responses(400, 401, 403))
 def list_audit(services: InjectedServices, wanted: Annotated[AuditFilter, Query()]) -> EntryList:
     """Who lowered, changed or was refused what, newest first. Never holds text of a prompt or an answer."""
@@ -92,11 +75,4 @@ def verify_audit(services: InjectedServices, kept: Annotated[KeptHead, Query()])
     if (kept.sequence is None) != (kept.digest is None):
         raise InvalidRequest("give both sequence and digest of an earlier head, or neither", param="sequence")
     head = None if kept.sequence is None or kept.digest is None else Head(kept.sequence, kept.digest)
-    found = services.audit.verify(head)
-    return {
-        "object": "audit.verification",
-        "whole": found.problem is None,
-        "problem": found.problem,
-        "entries": found.entries,
-        "head": {"sequence": found.head.sequence, "digest": found.head.digest},
-    }
+    return services.audit.verify(head).report()
