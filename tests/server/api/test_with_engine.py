@@ -14,7 +14,6 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-import uvicorn
 from openai import OpenAI
 from prometheus_client import CollectorRegistry
 from safetensors.torch import save
@@ -23,7 +22,6 @@ from mappers.artifact import Manifest
 from mappers.manifest import ModelBinding
 from mappers.sites import Site
 from mappers.tensors import save_vector
-from server.api.app import create_app
 from server.api.services import Services
 from server.engine.loader import EngineOptions, build_engine
 from server.interventions.catalog import Catalog
@@ -39,6 +37,7 @@ from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
 from tests.server.api.fakes import FakeJobs
 from tests.server.engine.conftest import WIDTH, tiny_model
+from tests.server.listening import listening
 
 LONG = 150
 
@@ -72,14 +71,8 @@ def services(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> 
 
 @pytest.fixture(scope="module")
 def url(services: Services) -> Iterator[str]:
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
-    thread = threading.Thread(target=server.run, args=([listener],))
-    thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    with listening(services) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -26,14 +26,6 @@ from server.types import ModelInfo
 Submit = Callable[..., Job]
 Dataset = Callable[..., ArtifactRecord]
 CREATED = "2026-01-02T03:04:05+00:00"
-
-
-@pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
-    database.upgrade()
-    yield database
-    database.close()
 
 
 @pytest.fixture
