@@ -30,12 +30,12 @@ class Suite:
 
 
 SUITES = {
-    "simultaneous": Suite(simultaneous.run, "1, 8, 32 and 128 equal requests at once", 6),
+    "simultaneous": Suite(simultaneous.run, "1, 8, 32 and 128 equal requests at once", 9),
     "staggered": Suite(staggered.run, "32 and 256 requests of mixed lengths, Poisson arrivals", 6),
-    "long": Suite(long.run, "32 contexts of 512 tokens", 2),
-    "skewed": Suite(skewed.run, "one context of 1024 tokens among 31 of 64", 1),
-    "prefix": Suite(prefix.run, "chats behind one system prompt of 512 tokens", 1.5),
-    "interventions": Suite(interventions.run, "what interventions cost, and one batch against one by one", 3),
+    "long": Suite(long.run, "32 contexts of 512 tokens", 2.5),
+    "skewed": Suite(skewed.run, "one context of 1024 tokens among 31 of 64", 2.5),
+    "prefix": Suite(prefix.run, "chats behind one system prompt of 512 tokens", 2.2),
+    "interventions": Suite(interventions.run, "what interventions cost, and one batch against one by one", 2.5),
     "memory": Suite(memory.run, "memory over the weights", 1.5),
     "startup": Suite(startup.run, "from the command to a server that answers", 1),
     "growth": Suite(growth.run, "speed and memory against rows, context, sites, distinct interventions", 1.5),
