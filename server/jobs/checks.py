@@ -8,17 +8,14 @@ from __future__ import annotations
 from mappers.manifest import Manifest
 from server.errors import InvalidRequest
 from server.jobs.directory import ModelDirectory
-from server.jobs.specs import (
+from server.jobs.specs import JobSpec
+from server.jobs.specs.common import SiteIn
+from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
+from server.jobs.specs.vectors import (
     DATASET_ROLES,
     ExtractVector,
     ExtractVectorJob,
-    JobSpec,
     RescaleToNative,
-    SiteIn,
-    TrainMapper,
-    TrainMapperJob,
-    TrainSwitch,
-    TrainSwitchJob,
     TransferVector,
     TransferVectorJob,
 )

@@ -15,7 +15,8 @@ from server.jobs.handlers.train_mapper import train_mapper
 from server.jobs.handlers.train_switch import train_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
-from server.jobs.specs import ExtractVectorJob, TrainMapperJob, TrainSwitchJob, TransferVectorJob
+from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
 
 def execute(order: WorkOrder, channel: Channel) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from mappers.exchanges import Exchange, OpenPrompt, answer_prompts
 from mappers.loading import LoadedModel
 from server.jobs.context import JobContext
-from server.jobs.specs import TrainSwitch
+from server.jobs.specs.fits import TrainSwitch
 
 _PART = "answers"
 _CHUNK_BATCHES = 4

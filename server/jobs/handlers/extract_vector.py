@@ -12,7 +12,7 @@ from mappers.tensors import save_vector
 from mappers.vectors import difference_in_means, row_activations
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.prompts import prompt_ids
-from server.jobs.specs import DATASET_ROLES, ExtractVector
+from server.jobs.specs.vectors import DATASET_ROLES, ExtractVector
 
 
 def extract_vector(job: JobContext, parameters: ExtractVector) -> None:

@@ -14,7 +14,7 @@ from mappers.errors import DataError
 from mappers.fit import Fit, StepReport, TrainingConfig
 from mappers.losses import LossWeights
 from server.jobs.context import JobContext
-from server.jobs.specs import TrainMapper, TrainSwitch
+from server.jobs.specs.fits import TrainMapper, TrainSwitch
 
 _PART = "fit"
 _LOSS = "loss."

@@ -22,7 +22,7 @@ from mappers.training import evaluate_mapper
 from mappers.training import train_mapper as train
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
-from server.jobs.specs import TrainMapper
+from server.jobs.specs.fits import TrainMapper
 
 _TEXTS_A_BATCH = 16
 _MAX_KEPT_BYTES = 8 << 30

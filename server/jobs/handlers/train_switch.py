@@ -21,7 +21,7 @@ from mappers.training import train_switch as train
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.answers import complete
 from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
-from server.jobs.specs import TrainSwitch
+from server.jobs.specs.fits import TrainSwitch
 
 
 def train_switch(job: JobContext, parameters: TrainSwitch) -> None:

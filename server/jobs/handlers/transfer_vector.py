@@ -19,7 +19,7 @@ from mappers.tensors import load_mapper, load_vector, save_vector
 from mappers.vectors import Position, cosine, rescale, rms_norm, row_activations, transfer_by_pairs, transfer_linear
 from server.jobs.context import JobContext
 from server.jobs.handlers.prompts import prompt_ids
-from server.jobs.specs import DATASET_ROLES, RescaleToNative, RescaleToRms, TransferVector
+from server.jobs.specs.vectors import DATASET_ROLES, RescaleToNative, RescaleToRms, TransferVector
 
 _BATCH = 16
 

@@ -1,0 +1,17 @@
+"""What a client may ask of a job: ``{"kind", "name", "parameters"}``, discriminated by ``kind``. No torch.
+
+Models are named only by names the operator gave at start, data and vectors by artifact name or id: nothing here is a
+path. A parameter that would have no effect with the chosen mapper is refused, never ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, TypeAdapter
+
+from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
+
+JobSpec = Annotated[TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob, Field(discriminator="kind")]
+JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
