@@ -15,7 +15,9 @@ SUFFIXES = {"dataset": ".jsonl", "report": ".json"}
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
-app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and reports.")
+app = command_app(
+    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and reports."
+)
 
 
 @app.command("list")
