@@ -57,6 +57,10 @@ class Verdicts:
     marker_CP: Tensor
     exact_CP: Tensor
 
+    def of(self, cells: slice) -> Verdicts:
+        """Those of some of the cells."""
+        return Verdicts(self.answered_CP[cells], self.marker_CP[cells], self.exact_CP[cells])
+
     def reached(self, aim: Aim) -> Tensor:
         """Whether each answer is what it should be, shape ``(C, P)``."""
         if aim == "exact_match":
