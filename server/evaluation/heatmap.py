@@ -37,6 +37,7 @@ def heat_map(
     """A PNG of shares in [0, 1], the first row at the bottom; NaN stays blank, ``chosen`` (row, column) is framed."""
     from matplotlib.figure import Figure  # takes a second, and reads its configuration
     from matplotlib.patches import Rectangle
+    from matplotlib.ticker import PercentFormatter
 
     height, width = len(rows.labels), len(columns.labels)
     size = (min(2.6 + 0.62 * width, 24), min(1.7 + 0.42 * height, 24))
@@ -44,7 +45,7 @@ def heat_map(
     axes = figure.add_subplot()
     axes.set_facecolor("0.85")
     image = axes.imshow(values_RC, cmap="viridis", vmin=0, vmax=1, aspect="auto", origin="lower")
-    figure.colorbar(image, ax=axes, label=scale)
+    figure.colorbar(image, ax=axes, label=scale, format=PercentFormatter(1))
     for axis, side in ((axes.xaxis, columns), (axes.yaxis, rows)):
         places = range(0, len(side.labels), -(-len(side.labels) // _MOST_LABELS))
         axis.set_ticks(list(places), [side.labels[place] for place in places])

@@ -23,9 +23,9 @@ Place = tuple[Site | None, Site]
 """The site of the source model, where there is one, and the site of the swept model."""
 
 _AIMS = {
-    "exact_match": "answers equal to the expected, %",
-    "marker_present": "answers with the marker, %",
-    "marker_absent": "answers without the marker, %",
+    "exact_match": "answers equal to the expected",
+    "marker_present": "answers with the marker",
+    "marker_absent": "answers without the marker",
 }
 
 
