@@ -121,31 +121,37 @@ class Sweep:
         pairs = zip(self.cells, self.rates(), strict=True)
         return max(r for cell, r in pairs if cell.site == site and source in (None, cell.source))
 
-    def pictures(self, title: str) -> dict[str, bytes]:
-        """``heatmap``: sites by strengths; and ``heatmap-sources``, source sites by sites, where sites have sources."""
-        strengths = sorted({cell.strength for cell in self.cells})
-        found = {"heatmap": self._picture(title, "strength", strengths, [cell.strength for cell in self.cells])}
-        if all(cell.source is not None for cell in self.cells):
-            sources = sorted({cell.source.layer for cell in self.cells if cell.source})
-            layers = [cell.source.layer for cell in self.cells if cell.source]
-            found["heatmap-sources"] = self._picture(title, "layer of the source", sources, layers)
-        return found
+    def pictures(self, title: str, unit: str) -> dict[str, bytes]:
+        """``heatmap``: sites by strengths in ``unit``; ``heatmap-sources``: source sites by sites, where there are any.
 
-    def _picture(self, title: str, axis: str, columns: Sequence[float], at: Sequence[float]) -> bytes:
-        """The best rate of the cells that fall together, row by layer."""
+        Where several cells fall together, the best one is shown.
+        """
+        strength = Axis(f"strength ({unit})", [f"{value:g}" for value in sorted({c.strength for c in self.cells})])
+        at = [f"{cell.strength:g}" for cell in self.cells]
+        sources = [str(cell.source.layer) for cell in self.cells if cell.source is not None]
+        if not sources:
+            return {"heatmap": self._picture(title, strength, at)}
+        source = Axis("layer of the source", sorted(set(sources), key=int))
+        return {
+            "heatmap": self._picture(f"{title},\nat the best source layer", strength, at),
+            "heatmap-sources": self._picture(f"{title},\nat the best strength", source, sources),
+        }
+
+    def _picture(self, title: str, columns: Axis, at: Sequence[str]) -> bytes:
+        """Layers by ``columns``; ``at`` is the label of each cell's column."""
         layers = sorted({cell.site.layer for cell in self.cells})
-        values = [[nan] * len(columns) for _ in layers]
-        for cell, column, found in zip(self.cells, at, self.rates(), strict=True):
-            row, place = layers.index(cell.site.layer), columns.index(column)
-            values[row][place] = found if values[row][place] != values[row][place] else max(values[row][place], found)
-        chosen = self.chosen
+        rows = [layers.index(cell.site.layer) for cell in self.cells]
+        places = [columns.labels.index(label) for label in at]
+        values = [[nan] * len(columns.labels) for _ in layers]
+        for row, place, found in sorted(zip(rows, places, self.rates(), strict=True)):
+            values[row][place] = found  # ascending, so the best stays
         return heat_map(
             values,
             Axis("layer", list(map(str, layers))),
-            Axis(axis, [f"{column:g}" for column in columns]),
+            columns,
             title=title,
             scale=_AIMS[self.aim],
-            chosen=(layers.index(self.cells[chosen].site.layer), columns.index(at[chosen])),
+            chosen=(rows[self.chosen], places[self.chosen]),
         )
 
 

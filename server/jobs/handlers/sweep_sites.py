@@ -28,7 +28,7 @@ from server.evaluation.sweep import Cell, Judge, Progress, Verdicts, answer_cell
 from server.evaluation.sweep_report import Sweep
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.sweep_edits import Edits, Place, build_edits
-from server.jobs.specs.sweeps import Patching, RidgeSwitch, SweepSites
+from server.jobs.specs.sweeps import MappedVector, Patching, RidgeSwitch, StoredVector, SweepSites
 
 if TYPE_CHECKING:
     from server.interventions.catalog import ResolvedIntervention
@@ -66,7 +66,23 @@ def sweep_sites(job: JobContext, parameters: SweepSites) -> None:
         effect={"strength": chosen.strength, parameters.aim: float(reached.float().mean())},
         parents=(job.parent("prompts", parameters.prompts), *edits.parents),
     )
-    save_report(job.staging, content, sweep.pictures(f"{name}: {parameters.edit.kind}"), manifest)
+    save_report(job.staging, content, sweep.pictures(*_title(name, parameters)), manifest)
+
+
+def _title(model: str, parameters: SweepSites) -> tuple[str, str]:
+    """What the pictures show, and what strengths count in them."""
+    match parameters.edit:
+        case RidgeSwitch(base=base):
+            return f"{model} switched to {base}", "share"
+        case MappedVector(source=source):
+            what = f"vector of {source} in {model}"
+        case StoredVector(vector=vector):
+            what = f"{vector} in {model}"
+        case _:
+            what = f"difference in means in {model}"
+    if parameters.edit.operation == "ablate":
+        return f"{what}, ablated", "share"
+    return what, {"vector": "vectors", "norm": "activation norms"}[parameters.edit.unit]
 
 
 def _prompts(job: JobContext, parameters: SweepSites, loaded: LoadedModel) -> list[DatasetRow]:
