@@ -40,7 +40,7 @@ def heat_map(
     from matplotlib.ticker import PercentFormatter
 
     height, width = len(rows.labels), len(columns.labels)
-    size = (min(2.6 + 0.62 * width, 24), min(1.7 + 0.42 * height, 24))
+    size = (min(2.6 + 0.62 * width, 18), min(1.7 + 0.42 * height, 18))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.add_subplot()
     axes.set_facecolor("0.85")

@@ -28,5 +28,5 @@ def test_the_chosen_cell_is_framed_and_equal_tables_give_equal_pictures():
 
 
 def test_a_large_table_stays_a_picture_of_bounded_size():
-    picture = pixels(heat_map([[0.5] * 64] * 80, Axis("l", ["x"] * 80), Axis("s", ["y"] * 64), title="", scale=""))
-    assert max(picture.shape) <= 24 * 110
+    picture = pixels(heat_map([[0.5] * 40] * 50, Axis("l", ["x"] * 50), Axis("s", ["y"] * 40), title="", scale=""))
+    assert max(picture.shape) <= 18 * 110
