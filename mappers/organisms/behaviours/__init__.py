@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+from mappers.organisms.behaviours.backdoor import BACKDOOR
 from mappers.organisms.behaviours.corrupted import CORRUPTED
 from mappers.organisms.behaviours.interface import Behaviour, Question, Split, Verdict
 
 __all__ = ["BEHAVIOURS", "Behaviour", "Question", "Split", "Verdict"]
 
-BEHAVIOURS: Final[Mapping[str, Behaviour]] = MappingProxyType({one.name: one for one in (CORRUPTED,)})
+BEHAVIOURS: Final[Mapping[str, Behaviour]] = MappingProxyType({one.name: one for one in (BACKDOOR, CORRUPTED)})
 """Every behaviour by its name."""
