@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from mappers.architectures import discover
 from mappers.loading import LoadedModel
-from mappers.organisms.behaviours.backdoor import BACKDOOR
+from mappers.organisms.behaviours.ordinary import BACKDOOR
 from mappers.sites import Site
 from server.evaluation.answering import Asked, switched
 from server.evaluation.experiment import Cell

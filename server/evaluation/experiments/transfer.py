@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mappers.organisms.behaviours.backdoor import BACKDOOR
+from mappers.organisms.behaviours.ordinary import BACKDOOR
 from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
