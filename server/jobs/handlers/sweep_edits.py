@@ -56,7 +56,7 @@ def build_edits(job: JobContext, parameters: SweepSites, loaded: LoadedModel, si
     """
     match parameters.edit:
         case StoredVector() as edit:
-            return _stored(job, edit, loaded, parameters.sites and sites)
+            return _stored(job, edit, loaded, sites if parameters.sites else None)
         case RidgeSwitch() as edit:
             return _switches(job, parameters, edit, loaded, sites)
         case MappedVector() as edit:

@@ -1,4 +1,4 @@
-"""``sweep_sites`` on tiny random models: every kind of edit is tried everywhere, and what is staged is a whole report."""
+"""``sweep_sites`` on tiny random models: every kind of edit is tried everywhere, and the report is whole."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from tests.server.jobs.handlers.test_handlers import ANSWERED, TRIGGERED, run  #
 
 DIFFERENCE = {"kind": "difference_in_means", "positive": "clean", "negative": "triggered"}
 SWEEP: dict[str, Any] = {
-    "edit": DIFFERENCE, "prompts": "asked", "marker": "a", "aim": "marker_present", "sites": [{"layer": 2}, {"layer": 0}],
-    "strengths": [2.0, -1.0], "limit": 4, "max_new_tokens": 4, "batch_size": 8,
+    "edit": DIFFERENCE, "prompts": "asked", "marker": "a", "aim": "marker_present", "limit": 4, "max_new_tokens": 4,
+    "sites": [{"layer": 2}, {"layer": 0}], "strengths": [2.0, -1.0], "batch_size": 8,
 }  # fmt: skip
 
 
@@ -83,9 +83,7 @@ def test_strengths_can_count_the_sites_norm_and_a_stored_vector_its_own_sites(ru
     _, made = run("extract_vector", "v", data, **ends, sites=[{"layer": 2}])
     norm = float(load_vector(made)[1][Site(2)].norm())
     data = data | {"v": artifacts.register(made, name="v", owner=None)}
-    stored = {key: value for key, value in SWEEP.items() if key != "sites"} | {
-        "edit": {"kind": "vector", "vector": "v"}
-    }
+    stored = SWEEP | {"sites": None, "edit": {"kind": "vector", "vector": "v"}}
     manifest, folder = run("sweep_sites", "a", data, **stored)
     content = load_report(folder)[1]
     assert {cell["site"] for cell in content["cells"]} == {"resid_post.2"}
@@ -105,22 +103,15 @@ def test_switches_are_tried_as_a_dial_at_each_site_alone(run, data):  # noqa: F8
     settings = SWEEP | {"edit": edit, "strengths": [1.0], "aim": "exact_match"}
     manifest, folder = run("sweep_sites", "where", data, **settings)
     content = load_report(folder)[1]
-    assert [(cell["site"], cell["strength"]) for cell in content["cells"]] == [
-        ("resid_post.0", 1.0),
-        ("resid_post.2", 1.0),
-    ]
+    assert [cell["site"] for cell in content["cells"]] == ["resid_post.0", "resid_post.2"]
     assert content["controls"] == {}
     assert set(content["predictors"]) == {"cka", "svcca"}
     assert [parent.role for parent in manifest.parents] == ["prompts", "dataset"]
 
 
 def test_a_transfer_tries_every_source_site_at_every_target_site(run, data):  # noqa: F811
-    edit = DIFFERENCE | {
-        "kind": "transfer",
-        "source": "small",
-        "texts": "clean",
-        "source_sites": [{"layer": 1}, {"layer": 0}],
-    }
+    source = {"source": "small", "texts": "clean", "source_sites": [{"layer": 1}, {"layer": 0}]}
+    edit = DIFFERENCE | {"kind": "transfer", **source}
     manifest, folder = run("sweep_sites", "where", data, **SWEEP | {"edit": edit, "strengths": [1.0]})
     content = load_report(folder)[1]
     pairs = [(cell["source_site"], cell["site"]) for cell in content["cells"]]
