@@ -93,7 +93,9 @@ class Checker:
         self._artifact(parameters.prompts, "dataset", "parameters.prompts")
         edit = parameters.edit
         if isinstance(edit, StoredVector):
-            self._artifact(edit.vector, "vector", "parameters.edit.vector")
+            vector = self._artifact(edit.vector, "vector", "parameters.edit.vector").manifest
+            if parameters.model in (None, served):
+                self._served_vector(vector, "parameters.edit.vector")
         if isinstance(edit, RidgeSwitch):
             self._models.require(edit.base, "parameters.edit.base")
             self._artifact(edit.dataset, "dataset", "parameters.edit.dataset")
@@ -128,6 +130,11 @@ class Checker:
         binding = mapper.source if side == "source" else mapper.target
         if binding is not None:
             self._models.require(binding.model, "parameters.mapper")
+
+    def _served_vector(self, vector: Manifest, param: str) -> None:
+        served = self._models.served
+        if vector.target is None or vector.target.config_digest != served.config_digest:
+            raise InvalidRequest(f"{vector.name!r} is no vector of {served.name!r}: transfer it first", param=param)
 
     def _served_sites(self, sites: tuple[SiteIn, ...], param: str) -> None:
         served = self._models.served

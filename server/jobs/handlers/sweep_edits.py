@@ -56,7 +56,7 @@ def build_edits(job: JobContext, parameters: SweepSites, loaded: LoadedModel, si
     """
     match parameters.edit:
         case StoredVector() as edit:
-            return _stored(job, edit, loaded, sites)
+            return _stored(job, edit, loaded, sites if parameters.sites else None)
         case RidgeSwitch() as edit:
             return _switches(job, parameters, edit, loaded, sites)
         case MappedVector() as edit:
@@ -66,14 +66,15 @@ def build_edits(job: JobContext, parameters: SweepSites, loaded: LoadedModel, si
             return Edits({(None, site): v_D for site, v_D in vectors.items()}, parents=_datasets(job, edit))
 
 
-def _stored(job: JobContext, edit: StoredVector, loaded: LoadedModel, sites: Sequence[Site]) -> Edits:
+def _stored(job: JobContext, edit: StoredVector, loaded: LoadedModel, sites: Sequence[Site] | None) -> Edits:
+    """``sites`` None are those of the vector."""
     manifest, vectors = load_vector(job.path(edit.vector))
     if manifest.target is None or manifest.target.config_digest != loaded.config_digest:
         raise ArtifactMismatch(f"{manifest.name!r} is no vector of {loaded.name!r}: extract or transfer one for it")
+    if missing := [str(site) for site in sites or () if site not in vectors]:
+        raise ArtifactMismatch(f"{manifest.name!r} has no vector at {', '.join(missing)}: leave these sites out")
     device = next(loaded.model.parameters()).device
-    found: dict[Place, Tensor | Mapper] = {(None, s): vectors[s].to(device) for s in sites if s in vectors}
-    if not found:
-        raise ArtifactMismatch(f"{manifest.name!r} has vectors at none of the swept sites: {', '.join(manifest.sites)}")
+    found: dict[Place, Tensor | Mapper] = {(None, site): vectors[site].to(device) for site in sites or vectors}
     return Edits(found, parents=(job.parent("vector", edit.vector),))
 
 

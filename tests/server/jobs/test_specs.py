@@ -14,7 +14,14 @@ SWITCH = {"base": "base", "dataset": "d", "sites": [{"layer": 2}]}
 MAPPER = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
 VECTOR = {"positive": "a", "negative": "b", "sites": [{"layer": 2}]}
 TRANSFER = {"vector": "v", "mapper": "m"}
-MINIMAL = {"train_switch": SWITCH, "train_mapper": MAPPER, "extract_vector": VECTOR, "transfer_vector": TRANSFER}
+SWEEP = {"edit": {"kind": "difference_in_means", "positive": "a", "negative": "b"}, "prompts": "p"}
+MINIMAL = {
+    "train_switch": SWITCH,
+    "train_mapper": MAPPER,
+    "extract_vector": VECTOR,
+    "transfer_vector": TRANSFER,
+    "sweep_sites": SWEEP,
+}
 
 
 def read(kind: str, **changes: Any) -> Any:
@@ -78,6 +85,46 @@ def test_limits(field, good, bad):
     for value in bad:
         with pytest.raises(ValidationError):
             read("train_switch", **{field: value})
+
+
+def test_a_sweep_has_a_grid_for_every_edit():
+    ends = {"positive": "a", "negative": "b"}
+    grids = {
+        kind: read("sweep_sites", edit={"kind": kind, **extra}).grid
+        for kind, extra in (
+            ("difference_in_means", ends),
+            ("vector", {"vector": "v", "unit": "norm"}),
+            ("switch", {"base": "base", "dataset": "d"}),
+            ("transfer", {**ends, "source": "small", "texts": "d", "operation": "ablate"}),
+        )
+    }
+    assert grids == {
+        "difference_in_means": (0.5, 1.0, 1.5, 2.0, 3.0),
+        "vector": (0.1, 0.2, 0.4, 0.7, 1.0),
+        "switch": (0.25, 0.5, 0.75, 1.0),
+        "transfer": (0.5, 1.0, 1.5),
+    }
+    assert read("sweep_sites", strengths=[2.0, -1.0]).grid == (-1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strengths": [0.0]},
+        {"strengths": [1.0, 1.0]},
+        {"strengths": []},
+        {"sites": [{"layer": 1}] * 2},
+        {"aim": "marker_absent"},
+        {"patching": {"triggered": "a", "clean": "b"}},
+        {"validation_fraction": 0.0},
+        {"limit": 1},
+        {"edit": {"kind": "vector", "vector": "v", "operation": "ablate", "unit": "norm"}},
+        {"edit": {"kind": "switch", "base": "base", "dataset": "d", "operation": "add"}},
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(changes):
+    with pytest.raises(ValidationError):
+        read("sweep_sites", **changes)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a" * 97, "a\n", ".a"])
