@@ -11,16 +11,18 @@ from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
 from server.cli.root import command_app
 
-SUFFIXES = {"dataset": ".jsonl"}
+SUFFIXES = {"dataset": ".jsonl", "report": ".json"}
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
-app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers and datasets.")
+app = command_app(
+    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and reports."
+)
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper or dataset.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper, dataset or report.")] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -76,6 +78,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
     ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="One of a report's further files, such as heatmap.png.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -84,10 +89,11 @@ def export(
     """Export an artifact as one file that can be imported again, here or on another server."""
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
-        target = out or Path(Path(record["name"]).name + SUFFIXES.get(record["kind"], ".safetensors"))
+        name = Path(record["name"]).name
+        target = out or Path(f"{name}-{file}" if file else name + SUFFIXES.get(record["kind"], ".safetensors"))
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        size = client.download(f"/v1/artifacts/{record['id']}/download", target)
+        size = client.download(f"/v1/artifacts/{record['id']}/download", target, file=file)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:

@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors and datasets; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, datasets and reports; uploads are raw bodies, counted as they arrive."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from mappers.manifest import ModelBinding
+from mappers.manifest import REPORT_FILE, ArtifactKind, ModelBinding
 from server.api.auth import Caller, needs
 from server.api.json_body import bounded_stream
 from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
-from server.errors import Conflict, InvalidRequest
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.policy.keys import Principal
 from server.registry.imports import import_upload
 
@@ -30,21 +30,33 @@ if TYPE_CHECKING:
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
-Kind = Literal["switch", "mapper", "vector", "dataset"]
+Uploadable = Literal["switch", "mapper", "vector", "dataset"]
+"""A report says what this server measured: nobody else can say it."""
+
 ArtifactName = Annotated[Name, Path(description="Name or id")]
+
+_MEDIA_TYPES = {".jsonl": "application/jsonl", ".json": "application/json", ".png": "image/png"}
 
 
 class ArtifactFilter(QueryModel):
     """Which artifacts to list."""
 
-    kind: Kind | None = None
+    kind: ArtifactKind | None = None
+
+
+class Download(QueryModel):
+    """Which file of an artifact to download."""
+
+    file: Annotated[Name | None, Field(description="A file that the manifest lists; default: the artifact's own")] = (
+        None
+    )
 
 
 class Upload(QueryModel):
     """What an uploaded file is to become."""
 
     name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
-    kind: Annotated[Kind | None, Field(description="Refuse the file if it holds anything else")] = None
+    kind: Annotated[Uploadable | None, Field(description="Refuse the file if it holds anything else")] = None
 
 
 class ArtifactOut(TypedDict):
@@ -53,7 +65,7 @@ class ArtifactOut(TypedDict):
     id: str
     object: Literal["artifact"]
     name: str
-    kind: Kind
+    kind: ArtifactKind
     created_at: float
     size: int
     sites: list[str]
@@ -89,12 +101,26 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
     response_class=FileResponse,
     responses=error_responses(400, 401, 403, 404),
 )
-def download_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> FileResponse:
-    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is."""
+def download_artifact(
+    artifact: ArtifactName, services: InjectedServices, principal: Caller, wanted: Annotated[Download, Query()]
+) -> FileResponse:
+    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
+
+    A report is JSON, with pictures as further files.
+    """
     record = _visible(services, principal, artifact)
-    (file,) = record.manifest.files
-    kind = "application/jsonl" if record.kind == "dataset" else "application/octet-stream"
-    return FileResponse(record.path / file, media_type=kind, filename=record.name + FilePath(file).suffix)
+    files = record.manifest.files
+    own = REPORT_FILE if record.kind == "report" else next(iter(files))
+    file = wanted.file or own
+    if file not in files:
+        raise NotFound(f"{record.name!r} has no file {file!r}; its files are {', '.join(files)}", param="file")
+    path = FilePath(file)
+    return FileResponse(
+        record.path / file,
+        media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        filename=record.name + path.suffix if file == own else f"{record.name}-{file}",
+        headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
+    )
 
 
 @router.post(
