@@ -15,7 +15,7 @@ from mappers.loading import LoadedModel
 from mappers.losses import LossWeights
 from mappers.modules import MapperConfig, build_mapper
 from mappers.sites import Site
-from mappers.training import evaluate_switch, fit_switch_by_ridge, train_mapper, train_switch
+from mappers.training import evaluate_switch, solve_switch, train_mapper, train_switch
 
 Twins = tuple[LoadedModel, LoadedModel]
 CPU = torch.device("cpu")
@@ -116,7 +116,7 @@ def test_unusable_input_is_refused(twins: Twins, make_llama) -> None:  # type: i
 def test_ridge_switches_several_sites_and_beats_the_unswitched_model(twins: Twins) -> None:
     rows, held_out = exchanges(60), exchanges(8, seed=1)
     sites = [Site(1), Site(0)]
-    mappers = dict(fit_switch_by_ridge(*twins, sites, rows, ridge=1e-3, residual=True, batch_size=8))
+    mappers = dict(solve_switch(*twins, sites, rows, lambda sums: sums.ridge(ridge=1e-3, residual=True), batch_size=8))
     assert list(mappers) == [Site(0), Site(1)]
     identity = {
         site: build_mapper(MapperConfig(kind="affine", d_source=32, d_target=32, residual=True)) for site in sites

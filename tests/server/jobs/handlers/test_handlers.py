@@ -110,7 +110,7 @@ def test_a_switch_is_trained_on_the_base_models_answers(run, dataset, tiny_model
     assert isinstance(training["tokens"], int)
     assert training["tokens"] > 8 * 5
     assert training["dataset"]["rows"] == 10
-    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1}
+    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1, "cosine": 0.0}
     h_D = torch.randn(1, 32)
     assert not torch.equal(mappers[Site(0)](h_D), h_D)
 

@@ -7,14 +7,14 @@ from torch import Tensor
 from mappers.errors import TrainingError
 from mappers.evaluation import UnexplainedVariance
 from mappers.modules import AffineMapper
-from mappers.ridge import RidgeSums
+from mappers.pair_sums import PairSums
 
 
 def fit(x: Tensor, y: Tensor, *, ridge: float, residual: bool = False, parts: int = 7) -> AffineMapper:
-    sums = RidgeSums(x.shape[1], y.shape[1])
+    sums = PairSums(x.shape[1], y.shape[1])
     for chunk in torch.arange(len(x)).chunk(parts):
         sums.add(x[chunk], y[chunk])
-    return sums.solve(ridge=ridge, residual=residual)
+    return sums.ridge(ridge=ridge, residual=residual)
 
 
 @pytest.fixture
@@ -69,9 +69,9 @@ def test_constant_activations_give_the_mean() -> None:
 
 
 def test_no_tokens_and_non_finite_values_are_refused() -> None:
-    sums = RidgeSums(3, 2)
+    sums = PairSums(3, 2)
     sums.add(torch.zeros(0, 3), torch.zeros(0, 2))
     with pytest.raises(TrainingError, match="no token pairs"):
-        sums.solve(ridge=1.0)
+        sums.ridge(ridge=1.0)
     with pytest.raises(TrainingError, match="not finite"):
         sums.add(torch.full((1, 3), float("inf")), torch.zeros(1, 2))
