@@ -96,7 +96,7 @@ def import_text(source: Path, folder: Path, *, name: str, created_at: str) -> Ma
             lines = (json.dumps({"text": passage}, ensure_ascii=False).encode() for passage in passages(file))
             return write_dataset(folder, lines, name=name, created_at=created_at)
     except UnicodeDecodeError as error:
-        raise DataError(f"the text is not UTF-8 ({error.reason} near byte {error.start}): convert it") from error
+        raise DataError(f"the file is not text in UTF-8 ({error.reason}): convert it") from error
 
 
 def _plain_vectors(source: Path) -> dict[Site, NDArray[np.float32]]:

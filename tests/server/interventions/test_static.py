@@ -59,10 +59,10 @@ def random_settings(rng, rows=ROWS):
         for _ in range(rng.randrange(4)):
             layers = tuple(sorted(rng.sample(range(3), rng.randrange(1, 4))))
             strength = rng.choice([0.0, 0.5, 1.0, -1.5])
-            kind = rng.choice(["add", "ablate", "clamp", "switch", "affine", "shared"])
+            kind = rng.choice(["add", "ablate", "clamp", "switch", "affine", "low_rank", "shared"])
             if kind == "shared":
                 used.append(rng.choice(shared))
-            elif kind in ("switch", "affine"):
+            elif kind in ("switch", "affine", "low_rank"):
                 form = "autoencoder" if kind == "switch" else kind
                 used.append(switch(form, rng.random() < 0.5, layers, strength, rng.randrange(5)))
             else:
