@@ -59,10 +59,10 @@ def random_settings(rng, rows=ROWS):
         for _ in range(rng.randrange(4)):
             layers = tuple(sorted(rng.sample(range(3), rng.randrange(1, 4))))
             strength = rng.choice([0.0, 0.5, 1.0, -1.5])
-            kind = rng.choice(["add", "ablate", "clamp", "switch", "affine", "low_rank", "shared"])
+            kind = rng.choice(["add", "ablate", "clamp", "switch", "affine", "shared"])
             if kind == "shared":
                 used.append(rng.choice(shared))
-            elif kind in ("switch", "affine", "low_rank"):
+            elif kind in ("switch", "affine"):
                 form = "autoencoder" if kind == "switch" else kind
                 used.append(switch(form, rng.random() < 0.5, layers, strength, rng.randrange(5)))
             else:
@@ -92,6 +92,14 @@ def test_equals_the_eager_plan(seed):
         mine = one.end(meters)
         assert mine.mean_relative_change == pytest.approx(receipt.mean_relative_change, rel=1e-4, abs=1e-7)
         assert (mine.prompt_tokens, mine.generated_tokens) == (receipt.prompt_tokens, receipt.generated_tokens)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_distinct_factored_mappers_equal_the_eager_plan(residual):
+    settings = [(switch("low_rank", residual, (0, 2), 0.5, seed),) for seed in range(4)]
+    plan, *_ = made_for(settings)
+    expected, _ = eagerly(settings, random_rows())
+    torch.testing.assert_close(forward(plan, random_rows()), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_directions_give_the_very_bits_of_the_eager_plan():
