@@ -94,8 +94,8 @@ def measure_transfer(
         mapped: dict[str, list[_Mapped]] = {}
         best_source: Site | None = None
         picked: dict[str, Picked] = {}
-        for recipe in sorted(KINDS, key=lambda recipe: not recipe.closed):
-            read_at = source.stack.sites if recipe.closed or best_source is None else (best_source,)
+        for recipe in KINDS:
+            read_at = source.stack.sites if recipe.solve or best_source is None else (best_source,)
             made = [_map(recipe, s, native.candidate, training, validation, means, seed, lab) for s in read_at]
             mapped[recipe.kind] = made
             label: str = recipe.kind
