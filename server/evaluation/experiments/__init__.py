@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from server.evaluation.experiment import Experiment
+from server.evaluation.experiments.replacement import ReplacementExperiment
 from server.evaluation.experiments.switch import SwitchExperiment
 from server.evaluation.experiments.tasks import (
     BACKDOOR_TRANSFER,
@@ -21,4 +22,5 @@ PAPER: Final[tuple[Experiment, ...]] = (
     REFUSAL_INDUCED,
     REFUSAL_REMOVED,
     HUMOUR_TRANSFER,
+    ReplacementExperiment(),
 )
