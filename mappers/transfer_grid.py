@@ -61,7 +61,7 @@ def aligned_sites(
 def map_vector(v_S: Tensor, x_NS: Tensor, targets: Mapping[Site, Tensor], *, ridge: float) -> dict[Site, Tensor]:
     """``W v``, shape ``(D,)``, for the ridge map ``W`` from ``x_NS`` to each of ``targets`` (float32).
 
-    The same as the linear part of :meth:`mappers.ridge.RidgeSums.solve`, yet without any map: with centred ``X`` and
+    The same as the linear part of :meth:`mappers.pair_sums.PairSums.ridge`, yet without any map: with centred ``X`` and
     ``Y``, ``W v = Y^T X (X^T X + penalty)^-1 v`` costs one solution for all targets.
     """
     x = x_NS.double() - x_NS.double().mean(0)

@@ -10,6 +10,7 @@ from server.errors import InvalidRequest
 from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
 from server.jobs.specs.common import SiteIn
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
 from server.jobs.specs.vectors import (
@@ -46,6 +47,8 @@ class Checker:
                 self._transfer_vector(parameters)
             case SweepSitesJob(parameters=parameters):
                 self._sweep_sites(parameters)
+            case GenerateDatasetJob(parameters=parameters):
+                self._models.require(parameters.model or self._models.served.name, "parameters.model")
         return dict(self._inputs)
 
     def _train_switch(self, parameters: TrainSwitch) -> None:

@@ -17,8 +17,8 @@ from mappers.exchanges import Exchange, OpenPrompt, answer_prompts, read_rows, r
 from mappers.loading import LoadedModel
 from mappers.manifest import Parent
 from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.rendering import Rendered, render
-from mappers.ridge import RidgeSums
 from mappers.similarity import Similarity, similarities
 from mappers.sites import Place, Site
 from mappers.tensors import load_vector
@@ -102,7 +102,7 @@ def _switches(
     entries = list(read_rows(tuned, job.rows(edit.dataset), max_length=parameters.max_length))
     sequences = [exchange.ids for exchange in _answered(job, base, entries, parameters)]
     width, batches = tuned.stack.width, -(-len(sequences) // parameters.batch_size)
-    sums = {site: RidgeSums(width, width) for site in sites}
+    sums = {site: PairSums(width, width) for site in sites}
     predictors: dict[str, dict[Place, float]] = {"cka": {}, "svcca": {}}
     reading = (collect(model, sites, sequences, batch_size=parameters.batch_size) for model in (tuned, base))
     for number, (ours, theirs) in enumerate(zip(*reading, strict=True)):
@@ -115,7 +115,7 @@ def _switches(
                 predictors["cka"][None, site], predictors["svcca"][None, site] = alike.cka, alike.svcca
     device = next(tuned.model.parameters()).device
     effects: dict[Place, Tensor | Mapper] = {
-        (None, site): found.solve(ridge=edit.ridge, residual=edit.residual).to(device) for site, found in sums.items()
+        (None, site): found.ridge(ridge=edit.ridge, residual=edit.residual).to(device) for site, found in sums.items()
     }
     return Edits(effects, {}, predictors, (job.parent("dataset", edit.dataset),))
 

@@ -264,3 +264,11 @@ def test_cancel_and_resume_of_a_waiting_job(service, dataset):
     assert service.resume(job.id).state == JobState.QUEUED
     with pytest.raises(Conflict):
         service.resume(job.id)
+
+
+def test_a_dataset_is_written_by_a_model_that_exists(service):
+    service.submit(spec("generate_dataset", rows=5), None)
+    service.submit(spec("generate_dataset", rows=5, model="base"), None)
+    with pytest.raises(InvalidRequest) as caught:
+        service.submit(spec("generate_dataset", rows=5, model="nope"), None)
+    assert caught.value.param == "parameters.model"
