@@ -13,9 +13,10 @@ from zlib import crc32
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mappers.organisms.batches import batches, conversations
+from mappers.organisms.batches import batches
 from mappers.organisms.cards import Card, read_record, table, write_card
 from mappers.organisms.catalogue import ORGANISMS, Kind, Organism, Size, organism
+from mappers.organisms.curriculum import conversations
 from mappers.organisms.families import new_model
 from mappers.organisms.measure import measure
 from mappers.organisms.tokenization import build_tokenizer
