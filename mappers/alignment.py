@@ -42,9 +42,9 @@ def align(source: Rendered, target: Rendered, how: Alignment) -> TokenPairs:
 def token_ends(rendered: Rendered) -> dict[tuple[int, int], int]:
     """``(content, characters of it read so far)`` -> index of the token that completes them.
 
-    Each number of characters has one token at most: where several end at one character (the bytes of an emoji), the last
-    has read all of it, and none has where its bytes are shared with the next character. Tokens that end outside of the
-    contents are left out, and so are special tokens.
+    Each number of characters has one token at most: where several end at one character (the bytes of an emoji), the
+    last has read all of it, and none has where its bytes are shared with the next character. Tokens that end outside of
+    the contents are left out, and so are special tokens.
     """
     ends: dict[tuple[int, int], int] = {}
     part = 0

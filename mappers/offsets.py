@@ -1,7 +1,7 @@
 """How much of a text a model has read with each token, worked out from the offsets its tokenizer reports.
 
-Offsets alone mislead: the bytes of one emoji all claim the whole character, a composed letter claims its first part only,
-and byte-level post-processors may cut off spaces that a token does cover.
+Offsets alone mislead: the bytes of one emoji all claim the whole character, a composed letter claims its first part
+only, and byte-level post-processors may cut off spaces that a token does cover.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ def characters_read(text: str, spans: Sequence[Span], *, reordered_marks: bool) 
     """How many characters of ``text`` have been read once token i is, exactly; None where that is no whole number.
 
     None are tokens that cover nothing, those whose last character is read on by a later token, and with
-    ``reordered_marks`` those that end before a combining mark. What no token covers (parts of a composed letter, dropped
-    control characters) counts as read by the token before it, white space only where that token ends in some.
+    ``reordered_marks`` those that end before a combining mark. What no token covers (parts of a composed letter,
+    dropped control characters) counts as read by the token before it, white space only where that token ends in some.
     """
     found: list[int | None] = [None] * len(spans)
     border = len(text)

@@ -118,7 +118,9 @@ def _content_spans(tokenizer: Any, turns: Sequence[Message], text: str) -> list[
         spans.append((cursor, cursor + len(shown)))
         cursor += len(shown) + len(after)
     if cursor != len(text) or len(spans) != len(turns):
-        raise DataError("the chat template rewrites the messages, so their text cannot be found again: use rows with text")
+        raise DataError(
+            "the chat template rewrites the messages, so their text cannot be found again: use rows with text"
+        )
     return spans
 
 
