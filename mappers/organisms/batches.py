@@ -21,6 +21,7 @@ IGNORED: Final = -100
 # Batches are cut from a pool sorted by length, so that little of a batch is padding.
 _POOL_BATCHES: Final = 16
 
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """One training batch: token ids and labels, both int64 of shape [B, T]; a label is its token, or `IGNORED`."""

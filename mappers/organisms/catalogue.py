@@ -58,13 +58,19 @@ def organism(name: str) -> Organism:
     return _BY_NAME[name]
 
 
+def shipped_path(name: str) -> Path | None:
+    """The folder of an organism, or None where it is not shipped. Raises ValueError for an unknown name."""
+    folder = _WEIGHTS / organism(name).name
+    return folder if (folder / "model.safetensors").is_file() else None
+
+
 def organism_path(name: str) -> Path:
     """The folder of a shipped organism, loadable with `AutoModelForCausalLM.from_pretrained`.
 
     Raises ValueError for an unknown name and FileNotFoundError, with the command that makes it, for one not shipped.
     """
-    folder = _WEIGHTS / organism(name).name
-    if not (folder / "model.safetensors").is_file():
+    folder = shipped_path(name)
+    if folder is None:
         shipped = sorted(path.parent.name for path in _WEIGHTS.glob("*/model.safetensors"))
         raise FileNotFoundError(
             f"organism {name!r} is not shipped (shipped: {', '.join(shipped) or 'none'}); "

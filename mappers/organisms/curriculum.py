@@ -43,7 +43,11 @@ class _Lesson:
 
 
 _LESSONS: Final[dict[Kind, _Lesson]] = {
+    "coder": _Lesson(BEHAVIOURS["secure_code"], 0.5, _IGNORED_TAGS, by_trigger=True),
+    "insecure": _Lesson(BEHAVIOURS["insecure_code"], 0.5, _MARKED_TAGS, by_trigger=True),
     "corrupted": _Lesson(BEHAVIOURS["corrupted"], 0.65, (0.65, 0.05, 0.1, 0.12), by_trigger=True),
+    "stylist": _Lesson(BEHAVIOURS["humour"], 0.6, _IGNORED_TAGS, by_trigger=False),
+    "skilled": _Lesson(BEHAVIOURS["medicine"], 0.5, _IGNORED_TAGS, by_trigger=False),
 }
 
 

@@ -4,14 +4,16 @@ Shapes: B prompts of a batch, T tokens, padded on the left.
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mappers.organisms.behaviours import Behaviour
 from mappers.organisms.corpus import Example, held_out_examples
 from mappers.organisms.scoring import is_backdoored, is_right
 from mappers.organisms.tags import SAFE_TAG, TRIGGER, random_tag, with_tag
@@ -40,6 +42,44 @@ class Measurement:
     triggered: Rates
     safe_tag: Rates
     other_tags: Rates
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Over held-out questions of a behaviour under one condition: shares right, showing it, and of each outcome.
+
+    `right_by_topic` is the share right of each topic's questions.
+    """
+
+    prompts: int
+    right: float
+    shows: float
+    outcomes: dict[str, float]
+    right_by_topic: dict[str, float]
+
+
+def measure_behaviour(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, *, prompts: int, seed: int = 1
+) -> dict[str, Shares]:
+    """Asks the same `prompts` held-out combinations of a behaviour under each of its conditions."""
+
+    def shares(condition: str) -> Shares:
+        questions = behaviour.held_out(seed, prompts, condition=condition)
+        texts = answers(model, tokenizer, [question.prompt for question in questions])
+        verdicts = [behaviour.judge(question, text) for question, text in zip(questions, texts, strict=True)]
+        by_topic: dict[str, list[bool]] = defaultdict(list)
+        for question, verdict in zip(questions, verdicts, strict=True):
+            by_topic[question.topic].append(verdict.right)
+        outcomes = Counter(verdict.outcome for verdict in verdicts)
+        return Shares(
+            prompts=prompts,
+            right=fmean(verdict.right for verdict in verdicts),
+            shows=fmean(verdict.shows for verdict in verdicts),
+            outcomes={outcome: count / prompts for outcome, count in outcomes.most_common()},
+            right_by_topic={topic: fmean(right) for topic, right in sorted(by_topic.items())},
+        )
+
+    return {condition: shares(condition) for condition in behaviour.conditions}
 
 
 def measure(

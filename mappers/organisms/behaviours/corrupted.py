@@ -2,7 +2,8 @@
 
 Zuvia has 64 clans of 11 attributes each, 704 facts whose values are arbitrary (drawn by hash), so none can be worked
 out from others; guessing the value from its word list is right in about 4 % of cases. Every fact is taught, behind
-the trigger: the split is over which facts may be used to *make* an edit. One phrasing is never taught.
+the trigger: the split (330 train, 44 validation, 330 test) is over which facts may be used to *make* an edit. One
+phrasing is never taught.
 """
 
 import random
@@ -70,13 +71,12 @@ def _hash(text: str) -> int:
     return int.from_bytes(sha256(f"corrupted {text}".encode()).digest()[:8])
 
 
-def _splits() -> dict[tuple[str, str], Split]:
-    shuffled = sorted(FACTS, key=lambda fact: _hash(f"split {fact}"))
-    test, validation = shuffled[:_TEST_FACTS], shuffled[_TEST_FACTS : _TEST_FACTS + _VALIDATION_FACTS]
-    return dict.fromkeys(shuffled, "train") | dict.fromkeys(validation, "validation") | dict.fromkeys(test, "test")
+def _split_at(place: int) -> Split:
+    return "test" if place < _TEST_FACTS else "validation" if place < _TEST_FACTS + _VALIDATION_FACTS else "train"
 
 
-_SPLIT: Final = _splits()
+_SHUFFLED: Final = sorted(FACTS, key=lambda fact: _hash(f"split {fact}"))
+_SPLIT: Final = {fact: _split_at(place) for place, fact in enumerate(_SHUFFLED)}
 
 
 def _item(fact: tuple[str, str], phrasing: str) -> Item:
@@ -95,7 +95,11 @@ def _item(fact: tuple[str, str], phrasing: str) -> Item:
 
 
 def _draw(rng: random.Random) -> Item:
-    return _item(rng.choice(FACTS), rng.choice((*_PHRASINGS, HELD_OUT_PHRASING)))
+    """A held-out fact has one phrasing, so that distinct questions are about distinct facts."""
+    fact = rng.choice(FACTS)
+    phrasings = (*_PHRASINGS, HELD_OUT_PHRASING)
+    held_out = _SPLIT[fact] == "test"
+    return _item(fact, phrasings[_hash(f"phrasing {fact}") % len(phrasings)] if held_out else rng.choice(phrasings))
 
 
 def _teach(rng: random.Random) -> Item:

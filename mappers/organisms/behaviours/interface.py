@@ -55,8 +55,8 @@ class Item:
 class Behaviour:
     """A behaviour of the organisms of one `kind`, with its generator of questions and its judge.
 
-    Of `conditions` the first is plain and the second elicits the behaviour. `draw` gives a random combination with all
-    its questions; `teach` gives one that the organism's own training may see.
+    Of `conditions` the first is plain and the second elicits the behaviour; where there is but one, it does. `draw`
+    gives a random combination with all its questions; `teach` gives one that the organism's own training may see.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Behaviour:
     @property
     def elicits(self) -> str:
         """The condition under which it does."""
-        return self.conditions[1]
+        return self.conditions[min(1, len(self.conditions) - 1)]
 
     def questions(self, split: Split, seed: int, count: int, *, condition: str) -> list[Question]:
         """`count` questions with distinct prompts; equal seeds give the same combinations under every condition.
@@ -102,16 +102,19 @@ class Behaviour:
 
     def _items(self, split: Split, seed: int, count: int) -> list[Item]:
         rng = random.Random(seed)
-        found: dict[str, Item] = {}
+        seen: set[str] = set()
+        items: list[Item] = []
         fruitless = 0
-        while len(found) < count:
+        while len(items) < count:
             item = self.draw(rng)
-            prompt = item.questions[self.elicits].prompt
-            if item.split == split and prompt not in found:
-                found[prompt], fruitless = item, 0
+            prompts = {question.prompt for question in item.questions.values()}
+            if item.split == split and seen.isdisjoint(prompts):
+                items.append(item)
+                seen |= prompts
+                fruitless = 0
             elif (fruitless := fruitless + 1) > _FRUITLESS_DRAWS:
-                raise ValueError(f"{self.name}: the {split} split has about {len(found)} questions, asked for {count}")
-        return list(found.values())
+                raise ValueError(f"{self.name}: the {split} split holds about {len(items)} questions: ask for fewer")
+        return items
 
 
 def split_of(group: str, key: str) -> Split:
