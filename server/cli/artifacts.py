@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,12 +16,16 @@ SUFFIXES = {"dataset": ".jsonl"}
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
-app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers and datasets.")
+app = command_app(
+    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and activations."
+)
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper or dataset.")] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help="Only switch, vector, mapper, dataset or activations.")
+    ] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -81,13 +86,20 @@ def export(
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export an artifact as one file that can be imported again, here or on another server."""
+    """Export an artifact as one file that can be imported again, here or on another server.
+
+    Activations become a folder of shards with their manifest, for programs to read; they cannot be imported.
+    """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
-        target = out or Path(Path(record["name"]).name + SUFFIXES.get(record["kind"], ".safetensors"))
+        suffix = "" if record["kind"] == "activations" else SUFFIXES.get(record["kind"], ".safetensors")
+        target = out or Path(Path(record["name"]).name + suffix)
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        size = client.download(f"/v1/artifacts/{record['id']}/download", target)
+        if record["kind"] == "activations":
+            size = _export_folder(client, record, target)
+        else:
+            size = client.download(f"/v1/artifacts/{record['id']}/download", target)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:
@@ -103,3 +115,11 @@ def delete(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_j
         print_json({"deleted": artifact})
     else:
         typer.echo(f"deleted {artifact}")
+
+
+def _export_folder(client: Client, record: dict[str, Any], folder: Path) -> int:
+    """Every file of the manifest and, last, the manifest; returns their size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(Path(name).name for name in record["manifest"]["files"])
+    size = sum(client.download(f"/v1/artifacts/{record['id']}/download?file={name}", folder / name) for name in names)
+    return size + (folder / "manifest.json").write_text(json.dumps(record["manifest"]), encoding="utf-8")

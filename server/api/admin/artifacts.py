@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors and datasets; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, datasets and activations; uploads are raw bodies, counted as they arrive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from mappers.manifest import ModelBinding
+from mappers.manifest import ArtifactKind, ModelBinding
 from server.api.auth import Caller, needs
 from server.api.json_body import bounded_stream
 from server.api.schemas.answers import error_responses
@@ -30,21 +30,26 @@ if TYPE_CHECKING:
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
-Kind = Literal["switch", "mapper", "vector", "dataset"]
 ArtifactName = Annotated[Name, Path(description="Name or id")]
 
 
 class ArtifactFilter(QueryModel):
     """Which artifacts to list."""
 
-    kind: Kind | None = None
+    kind: ArtifactKind | None = None
+
+
+class Download(QueryModel):
+    """Which of an artifact's files to send."""
+
+    file: Annotated[Name | None, Field(description="A file of the manifest; needed where there are several")] = None
 
 
 class Upload(QueryModel):
     """What an uploaded file is to become."""
 
     name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
-    kind: Annotated[Kind | None, Field(description="Refuse the file if it holds anything else")] = None
+    kind: Annotated[ArtifactKind | None, Field(description="Refuse the file if it holds anything else")] = None
 
 
 class ArtifactOut(TypedDict):
@@ -53,7 +58,7 @@ class ArtifactOut(TypedDict):
     id: str
     object: Literal["artifact"]
     name: str
-    kind: Kind
+    kind: ArtifactKind
     created_at: float
     size: int
     sites: list[str]
@@ -85,16 +90,27 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
 
 @router.get(
     "/v1/artifacts/{artifact}/download",
-    summary="Download an artifact as one file",
+    summary="Download a file of an artifact",
     response_class=FileResponse,
     responses=error_responses(400, 401, 403, 404),
 )
-def download_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> FileResponse:
-    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is."""
+def download_artifact(
+    artifact: ArtifactName, services: InjectedServices, principal: Caller, wanted: Annotated[Download, Query()]
+) -> FileResponse:
+    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
+
+    Activations are several files, which cannot be uploaded.
+    """
     record = _visible(services, principal, artifact)
-    (file,) = record.manifest.files
+    files = list(record.manifest.files)
+    file = wanted.file or files[0]
+    if file not in files or (wanted.file is None and len(files) > 1):
+        raise InvalidRequest(
+            f"file names one of {', '.join(sorted(files)[:3])}, as the manifest lists them", param="file"
+        )
     kind = "application/jsonl" if record.kind == "dataset" else "application/octet-stream"
-    return FileResponse(record.path / file, media_type=kind, filename=record.name + FilePath(file).suffix)
+    name = record.name + FilePath(file).suffix if len(files) == 1 else file
+    return FileResponse(record.path / file, media_type=kind, filename=name)
 
 
 @router.post(

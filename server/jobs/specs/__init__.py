@@ -10,8 +10,12 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
-JobSpec = Annotated[TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob, Field(discriminator="kind")]
+JobSpec = Annotated[
+    CollectActivationsJob | TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob,
+    Field(discriminator="kind"),
+]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)

@@ -14,6 +14,7 @@ from server.jobs.specs.common import (
     Hidden,
     LearningRate,
     Length,
+    MaskIn,
     ModelName,
     Name,
     Parameters,
@@ -104,6 +105,7 @@ class TrainMapper(Fit):
     batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536, description="token pairs a step")] = 1024
     loss: LossWeights = LossWeights(mse=1.0)
     alignment: Literal["offsets", "last", "position"] = "offsets"
+    mask: MaskIn = MaskIn()
 
     @model_validator(mode="after")
     def _only_mse(self) -> Self:

@@ -230,3 +230,21 @@ def test_cancel_and_resume_of_a_waiting_job(service, dataset):
     assert service.resume(job.id).state == JobState.QUEUED
     with pytest.raises(Conflict):
         service.resume(job.id)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "param"),
+    [
+        ({"model": "nope"}, InvalidRequest, "parameters.model"),
+        ({"dataset": "nope"}, NotFound, "parameters.dataset"),
+        ({"sites": [{"layer": 3}]}, InvalidRequest, "parameters.sites"),
+    ],
+)
+def test_a_collection_is_checked_before_it_starts(service, dataset, changes, error, param):
+    dataset("d")
+    parameters = {"dataset": "d", "sites": [{"layer": 2}]}
+    assert service.submit(spec("collect_activations", "acts", **parameters), None).kind == "collect_activations"
+    assert service.submit(spec("collect_activations", "acts", **parameters, model="small"), None)
+    with pytest.raises(error) as raised:
+        service.submit(spec("collect_activations", "other", **parameters | changes), None)
+    assert raised.value.param == param
