@@ -85,7 +85,8 @@ def pick_tokens(
     batch = read_sites(loaded, sites, sequences, range(len(sequences)))
     row_N = torch.tensor([row for row, chosen in enumerate(indices) for _ in chosen], dtype=torch.long)
     token_N = torch.tensor([token for chosen in indices for token in chosen], dtype=torch.long)
-    return {site: h_BTD[row_N, token_N].cpu() for site, h_BTD in batch.hidden.items()}
+    picked: dict[Site, Tensor] = {site: h_BTD[row_N, token_N].cpu() for site, h_BTD in batch.hidden.items()}
+    return picked
 
 
 def _pick(reader: Reader, rows: Sequence[int], indices: Sequence[Sequence[int]]) -> Tensor:
