@@ -12,20 +12,18 @@ from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
 from server.cli.root import command_app
 
-SUFFIXES = {"dataset": ".jsonl"}
+SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
 app = command_app(
-    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and activations."
+    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets, reports and activations."
 )
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[
-        str | None, typer.Option("--kind", help="Only switch, vector, mapper, dataset or activations.")
-    ] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="One kind only, such as switch or report.")] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -81,6 +79,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
     ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="One of a report's or collection's files, such as heatmap.png.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -92,14 +93,13 @@ def export(
     """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
-        suffix = "" if record["kind"] == "activations" else SUFFIXES.get(record["kind"], ".safetensors")
-        target = out or Path(Path(record["name"]).name + suffix)
+        name = Path(record["name"]).name
+        target = out or Path(f"{name}-{file}" if file else name + SUFFIXES.get(record["kind"], ".safetensors"))
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        if record["kind"] == "activations":
-            size = _export_folder(client, record, target)
-        else:
-            size = client.download(f"/v1/artifacts/{record['id']}/download", target)
+        place = f"/v1/artifacts/{record['id']}/download"
+        whole = record["kind"] == "activations" and file is None
+        size = _export_shards(client, place, record, target) if whole else client.download(place, target, file=file)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:
@@ -117,9 +117,9 @@ def delete(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_j
         typer.echo(f"deleted {artifact}")
 
 
-def _export_folder(client: Client, record: dict[str, Any], folder: Path) -> int:
+def _export_shards(client: Client, place: str, record: dict[str, Any], folder: Path) -> int:
     """Every file of the manifest and, last, the manifest; returns their size in bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     names = sorted(Path(name).name for name in record["manifest"]["files"])
-    size = sum(client.download(f"/v1/artifacts/{record['id']}/download?file={name}", folder / name) for name in names)
+    size = sum(client.download(place, folder / name, file=name) for name in names)
     return size + (folder / "manifest.json").write_text(json.dumps(record["manifest"]), encoding="utf-8")

@@ -27,6 +27,9 @@ def evaluate(
     out: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Report, and the cells it is made of: run again to go on.")
     ] = Path("evaluation"),
+    organisms: Annotated[
+        Path | None, typer.Option("--organisms", file_okay=False, help="Where models that are not shipped are built.")
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
@@ -43,7 +46,9 @@ def evaluate(
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=as_json)
     with Progress(*columns, console=console) as bar:
-        summary = run(only or names, quick=quick, folder=out, device=device, bar=bar)
+        summary = run(
+            only or names, quick=quick, folder=out, cache=organisms or out / "organisms", device=device, bar=bar
+        )
     if as_json:
         print_json(summary)
     else:

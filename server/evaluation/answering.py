@@ -58,7 +58,8 @@ class Answerer:
             prefix_bytes=prefix_bytes,
         )
         self._loaded = loaded
-        self._places = 2 * rows
+        # A row is told that it has ended a moment before its place is free, one row at a time.
+        self._places = 2 * rows - 1
         self._engine, _ = build_engine(loaded, options)
         self._count = 0
 

@@ -21,7 +21,9 @@ def list_experiments(suite: str) -> list[str]:
     return [experiment.name for experiment in PAPER]
 
 
-def run(names: Sequence[str], *, quick: bool, folder: Path, device: str, bar: Progress) -> dict[str, JsonValue]:
+def run(
+    names: Sequence[str], *, quick: bool, folder: Path, cache: Path, device: str, bar: Progress
+) -> dict[str, JsonValue]:
     """Runs the named experiments; returns the report's summary."""
     overall = bar.add_task("cells", total=None)
     stage = bar.add_task("starting", total=None)
@@ -37,6 +39,6 @@ def run(names: Sequence[str], *, quick: bool, folder: Path, device: str, bar: Pr
     def report(name: str, step: int, total: int | None) -> None:
         bar.update(stage, description=name, completed=step, total=total)
 
-    lab = Lab(QUICK if quick else FULL, torch.device(device), report)
+    lab = Lab(QUICK if quick else FULL, cache, torch.device(device), report)
     chosen = [experiment for experiment in PAPER if experiment.name in names]
     return run_suite(chosen, lab, folder, started)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mappers.loading import LoadedModel, load_model
-from mappers.organisms.catalogue import organism_path
+from mappers.organisms.build import ensure_organism
 from server.evaluation.answering import Answerer
 from server.evaluation.scale import Scale
 
@@ -22,16 +22,20 @@ _KEPT_MODELS = 4
 
 
 class Lab:
-    """Loads models (float32 on a CPU, bfloat16 on a GPU) and answers prompts with them."""
+    """Loads models (float32 on a CPU, bfloat16 on a GPU) and answers prompts with them.
 
-    def __init__(self, scale: Scale, device: torch.device, report: Report) -> None:
+    Organisms that are not shipped are built into the folder ``cache`` when they are first asked for.
+    """
+
+    def __init__(self, scale: Scale, cache: Path, device: torch.device, report: Report) -> None:
         self.scale = scale
+        self._cache = cache
         self.device = device
         self.report = report
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
 
     def model(self, name: str) -> LoadedModel:
-        """The model called ``name``, frozen; raises ModelLoadError, or FileNotFoundError for an organism not built."""
+        """The model called ``name``, frozen and in eval mode; raises ModelLoadError."""
         if name not in self._models:
             self.report(f"loading {name}", 0, None)
             dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
@@ -46,8 +50,15 @@ class Lab:
         return Answerer(loaded, rows=rows)
 
     def place(self, name: str) -> Path:
-        """The folder of a model."""
-        return organism_path(name)
+        """The folder of a model, built first where it is an organism that is not there; ValueError for no such one."""
+        reports = ensure_organism(name, self._cache)
+        try:
+            while True:
+                built = next(reports)
+                self.report(f"building {built.organism}: {built.stage}", built.step, built.steps)
+        except StopIteration as end:
+            folder: Path = end.value
+            return folder
 
     def digest(self, names: Sequence[str]) -> list[str]:
         """The sha256 of each model's weights, for the key of a cell."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 from mappers.organisms.behaviours import Behaviour, Question, Split
 from mappers.organisms.tags import random_tag, with_tag
 from server.evaluation.ledger import Figures
 from server.evaluation.verdicts import pack
+
+Wanted = Literal["right", "shows", "hides"]
 
 MAX_TOKENS: Final = 40
 """Long enough for every answer of the organisms."""
@@ -33,17 +35,16 @@ class Questions:
         """What the user writes."""
         return [question.prompt for question in self.asked]
 
-    def right(self, texts: Sequence[str]) -> str:
-        """Packed verdicts: "1" where the answer is the wanted one."""
-        return pack(self.behaviour.judge(q, text).right for q, text in zip(self.asked, texts, strict=True))
-
-    def shows(self, texts: Sequence[str]) -> str:
-        """Packed verdicts: "1" where the planted behaviour shows."""
-        return pack(self.behaviour.judge(q, text).shows for q, text in zip(self.asked, texts, strict=True))
+    def verdicts(self, wanted: Wanted, texts: Sequence[str]) -> str:
+        """Packed: "1" where an answer is right, or where the planted behaviour shows in it, or does not."""
+        judged = (self.behaviour.judge(question, text) for question, text in zip(self.asked, texts, strict=True))
+        if wanted == "right":
+            return pack(verdict.right for verdict in judged)
+        return pack(verdict.shows == (wanted == "shows") for verdict in judged)
 
     def judged(self, texts: Sequence[str]) -> Figures:
         """Both verdicts."""
-        return {"right": self.right(texts), "shows": self.shows(texts)}
+        return {"right": self.verdicts("right", texts), "shows": self.verdicts("shows", texts)}
 
 
 def tagged_prompts(behaviour: Behaviour, seed: int, count: int) -> list[str]:

@@ -14,6 +14,7 @@ from mappers.sites import Site
 from mappers.vectors import random_vector
 from server.evaluation.answering import Answerer, Asked, Done, steered
 from server.evaluation.verdicts import share
+from server.interventions.catalog import ResolvedIntervention
 from server.types import Operation
 
 Judge = Callable[[Sequence[str]], str]
@@ -22,10 +23,18 @@ Judge = Callable[[Sequence[str]], str]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A direction ``v_D`` at a site."""
+    """A direction ``v_D`` found at ``site``, which acts at ``sites`` (none given: there)."""
 
     site: Site
     v_D: Tensor
+    sites: tuple[Site, ...] = ()
+
+    def steering(
+        self, strength: float, operation: Operation, direction_D: Tensor | None = None
+    ) -> ResolvedIntervention:
+        """The direction, or another in its place, applied where this one acts."""
+        v_D = self.v_D if direction_D is None else direction_D
+        return steered(v_D, self.sites or (self.site,), strength, operation)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +57,7 @@ class Trial:
 
     def asked(self, candidate: Candidate, strength: float) -> list[Asked]:
         """Every prompt, steered."""
-        intervention = steered(candidate.v_D, [candidate.site], strength, self.operation)
+        intervention = candidate.steering(strength, self.operation)
         return [Asked(prompt, (intervention,)) for prompt in self.prompts]
 
 
@@ -78,8 +87,9 @@ def random_controls(prompts: Sequence[str], picked: Picked, seed: int, operation
 
     One direction can be lucky; the control is a mean over as many as there are prompts.
     """
-    v_D, sites = picked.candidate.v_D, [picked.candidate.site]
+    v_D = picked.candidate.v_D
     vectors = (random_vector(len(v_D), float(v_D.norm()), seed + place).to(v_D) for place in range(len(prompts)))
     return [
-        Asked(p, (steered(u_D, sites, picked.strength, operation),)) for p, u_D in zip(prompts, vectors, strict=True)
+        Asked(prompt, (picked.candidate.steering(picked.strength, operation, random_D),))
+        for prompt, random_D in zip(prompts, vectors, strict=True)
     ]

@@ -6,7 +6,7 @@ Shapes: R prompts, S width of the source, D width of the target.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from torch import Tensor
@@ -18,12 +18,12 @@ from mappers.rendering import render
 from mappers.sites import Site
 from mappers.training import evaluate_mapper
 from mappers.vectors import cosine, difference_in_means, rescale, row_activations, transfer_by_pairs
-from server.evaluation.answering import Answerer, Asked, Done, steered
+from server.evaluation.answering import Answerer, Asked, Done
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
 from server.evaluation.mapping import KINDS, MappingRecipe, fit_mapper
 from server.evaluation.pairing import PairedSites, read_pairs
-from server.evaluation.questions import MAX_TOKENS, Questions
+from server.evaluation.questions import MAX_TOKENS, Questions, Wanted
 from server.evaluation.steering import Candidate, Picked, Trial, pick, random_controls
 from server.types import Operation
 
@@ -32,21 +32,25 @@ _BATCH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Aim:
-    """What a vector is for: ``positive`` less ``negative`` prompts make it, it acts on ``questions`` with a strength
-    out of ``strengths`` (multiples of the native vector's norm), and ``wanted`` ("right" or "shows") says what counts.
+    """What a vector is for.
+
+    ``positive`` less ``negative`` prompts make it. It acts on ``held_out`` questions with a strength out of
+    ``strengths`` (multiples of the native vector's norm), at one site or ``everywhere``. ``wanted`` says what counts:
+    answers that are "right", or in which the behaviour "shows" or "hides".
     """
 
     positive: Sequence[str]
     negative: Sequence[str]
     validation: Questions
     held_out: Questions
-    wanted: str
+    wanted: Wanted
     strengths: Sequence[float]
     operation: Operation = "add"
+    everywhere: bool = False
 
     def judge(self, questions: Questions, texts: Sequence[str]) -> str:
         """Packed verdicts: "1" where the answer is what the vector is for."""
-        return questions.right(texts) if self.wanted == "right" else questions.shows(texts)
+        return questions.verdicts(self.wanted, texts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +72,31 @@ def measure_transfer(
 
     ``texts`` are those that mappers are fitted and validated on. The native vector's site and strength, and each
     mapper's source site and strength, are picked by behaviour on validation prompts; mapped vectors are given the
-    native norm before. What is trained by gradients is fitted from the source site that served ridge best.
+    native norm before. Of mappers that do equally well the one nearest to the native direction is picked. What is
+    trained by gradients is fitted from the source site that served ridge best.
     """
     lab.report("reading texts", 0, None)
     training, validation = (read_pairs(source, target, rows) for rows in texts)
     native_at = _native(target, aim)
     trial = Trial(aim.validation.prompts, lambda texts: aim.judge(aim.validation, texts), MAX_TOKENS, aim.operation)
     with lab.answering(target) as answerer:
-        candidates = [Candidate(site, v_D) for site, v_D in native_at.items()]
+        sites = target.stack.sites if aim.everywhere else ()
+        candidates = [Candidate(site, v_D, sites) for site, v_D in native_at.items()]
         native = pick(answerer, {"native": candidates}, aim.strengths, trial, _progress(lab, "native vector"))["native"]
         means = {role: _rows(source, getattr(aim, role)) for role in ("positive", "negative")}
         mapped: dict[str, list[_Mapped]] = {}
         best_source: Site | None = None
         picked: dict[str, Picked] = {}
         for recipe in sorted(KINDS, key=lambda recipe: not recipe.closed):
-            sites = source.stack.sites if recipe.closed or best_source is None else (best_source,)
-            made = [_map(recipe, s, native.candidate, training, validation, means, seed, lab) for s in sites]
+            read_at = source.stack.sites if recipe.closed or best_source is None else (best_source,)
+            made = [_map(recipe, s, native.candidate, training, validation, means, seed, lab) for s in read_at]
             mapped[recipe.kind] = made
             label: str = recipe.kind
             those = {label: [one.candidate for one in made]}
             picked |= pick(answerer, those, aim.strengths, trial, _progress(lab, f"mapped by {label}"))
             best_source = best_source or _found(made, picked[label]).source_site
-        arms = _held_out(answerer, aim, native, picked, seed)
-    best = max(picked, key=lambda label: picked[label].score)
+        best = max(picked, key=lambda label: (picked[label].score, _found(mapped[label], picked[label]).cosine))
+        arms = _held_out(answerer, aim, native, picked, best, seed)
     return {
         "wanted": aim.wanted,
         "target_site": str(native.candidate.site),
@@ -120,17 +126,16 @@ def _map(
     mapped_D = transfer_by_pairs(mapper, means["positive"][source_site], means["negative"][source_site])
     mapped_D = mapped_D.to(native.v_D)
     scaled_D = rescale(mapped_D, float(native.v_D.norm()))
-    return _Mapped(recipe, source_site, Candidate(native.site, scaled_D), fvu, cosine(mapped_D, native.v_D))
+    return _Mapped(recipe, source_site, replace(native, v_D=scaled_D), fvu, cosine(mapped_D, native.v_D))
 
 
 def _held_out(
-    answerer: Answerer, aim: Aim, native: Picked, picked: Mapping[str, Picked], seed: int
+    answerer: Answerer, aim: Aim, native: Picked, picked: Mapping[str, Picked], best: str, seed: int
 ) -> dict[str, Figures]:
-    best = max(picked, key=lambda label: picked[label].score)
     prompts = aim.held_out.prompts
 
     def under(one: Picked) -> list[Asked]:
-        intervention = steered(one.candidate.v_D, [one.candidate.site], one.strength, aim.operation)
+        intervention = one.candidate.steering(one.strength, aim.operation)
         return [Asked(prompt, (intervention,)) for prompt in prompts]
 
     asked = {
@@ -141,7 +146,10 @@ def _held_out(
         **{label: under(one) for label, one in picked.items()},
     }
     texts = iter(answerer.answers([one for those in asked.values() for one in those], max_tokens=MAX_TOKENS))
-    return {arm: aim.held_out.judged([next(texts) for _ in those]) for arm, those in asked.items()}
+    found = {arm: [next(texts) for _ in those] for arm, those in asked.items()}
+    return {
+        arm: aim.held_out.judged(those) | {"wanted": aim.judge(aim.held_out, those)} for arm, those in found.items()
+    }
 
 
 def _found(made: Sequence[_Mapped], picked: Picked) -> _Mapped:

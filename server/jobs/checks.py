@@ -12,6 +12,7 @@ from server.jobs.specs import JobSpec
 from server.jobs.specs.activations import CollectActivations, CollectActivationsJob
 from server.jobs.specs.common import SiteIn
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
+from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
 from server.jobs.specs.vectors import (
     DATASET_ROLES,
     ExtractVector,
@@ -46,6 +47,8 @@ class Checker:
                 self._extract_vector(parameters)
             case TransferVectorJob(parameters=parameters):
                 self._transfer_vector(parameters)
+            case SweepSitesJob(parameters=parameters):
+                self._sweep_sites(parameters)
         return dict(self._inputs)
 
     def _train_switch(self, parameters: TrainSwitch) -> None:
@@ -85,6 +88,28 @@ class Checker:
         elif parameters.rescale is not None:
             self._model_of(mapper, "target")
             self._datasets_of(vector, "parameters.rescale")
+
+    def _sweep_sites(self, parameters: SweepSites) -> None:
+        served = self._models.served.name
+        self._models.require(parameters.model or served, "parameters.model")
+        if parameters.model in (None, served) and parameters.sites is not None:
+            self._served_sites(parameters.sites, "parameters.sites")
+        self._artifact(parameters.prompts, "dataset", "parameters.prompts")
+        edit = parameters.edit
+        if isinstance(edit, StoredVector):
+            self._artifact(edit.vector, "vector", "parameters.edit.vector")
+        if isinstance(edit, RidgeSwitch):
+            self._models.require(edit.base, "parameters.edit.base")
+            self._artifact(edit.dataset, "dataset", "parameters.edit.dataset")
+        if isinstance(edit, Contrast):
+            for role in DATASET_ROLES:
+                self._artifact(getattr(edit, role), "dataset", f"parameters.edit.{role}")
+        if isinstance(edit, MappedVector):
+            self._models.require(edit.source, "parameters.edit.source")
+            self._artifact(edit.texts, "dataset", "parameters.edit.texts")
+        if parameters.patching is not None:
+            for role in ("triggered", "clean"):
+                self._artifact(getattr(parameters.patching, role), "dataset", f"parameters.patching.{role}")
 
     def _artifact(self, reference: str, kind: str, param: str) -> ArtifactRecord:
         record = self._artifacts.get(reference, kind=kind, owner=self._owner, param=param)

@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors, datasets and activations; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, datasets, reports, activations; uploads are raw bodies, counted."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastapi.responses import FileResponse
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from mappers.manifest import ArtifactKind, ModelBinding
+from mappers.manifest import REPORT_FILE, ArtifactKind, ModelBinding
 from server.api.auth import Caller, needs
 from server.api.json_body import bounded_stream
 from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
-from server.errors import Conflict, InvalidRequest
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.policy.keys import Principal
 from server.registry.imports import import_upload
 
@@ -30,7 +30,12 @@ if TYPE_CHECKING:
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
+Uploadable = Literal["switch", "mapper", "vector", "dataset"]
+"""A report says what this server measured, activations what it computed: nobody else can say it."""
+
 ArtifactName = Annotated[Name, Path(description="Name or id")]
+
+_MEDIA_TYPES = {".jsonl": "application/jsonl", ".json": "application/json", ".png": "image/png"}
 
 
 class ArtifactFilter(QueryModel):
@@ -40,16 +45,18 @@ class ArtifactFilter(QueryModel):
 
 
 class Download(QueryModel):
-    """Which of an artifact's files to send."""
+    """Which file of an artifact to download."""
 
-    file: Annotated[Name | None, Field(description="A file of the manifest; needed where there are several")] = None
+    file: Annotated[Name | None, Field(description="A file that the manifest lists; default: the artifact's own")] = (
+        None
+    )
 
 
 class Upload(QueryModel):
     """What an uploaded file is to become."""
 
     name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
-    kind: Annotated[ArtifactKind | None, Field(description="Refuse the file if it holds anything else")] = None
+    kind: Annotated[Uploadable | None, Field(description="Refuse the file if it holds anything else")] = None
 
 
 class ArtifactOut(TypedDict):
@@ -99,18 +106,21 @@ def download_artifact(
 ) -> FileResponse:
     """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
 
-    Activations are several files, which cannot be uploaded.
+    A report is JSON, with pictures as further files; activations are shards, of which the first comes by default.
     """
     record = _visible(services, principal, artifact)
-    files = list(record.manifest.files)
-    file = wanted.file or files[0]
-    if file not in files or (wanted.file is None and len(files) > 1):
-        raise InvalidRequest(
-            f"file names one of {', '.join(sorted(files)[:3])}, as the manifest lists them", param="file"
-        )
-    kind = "application/jsonl" if record.kind == "dataset" else "application/octet-stream"
-    name = record.name + FilePath(file).suffix if len(files) == 1 else file
-    return FileResponse(record.path / file, media_type=kind, filename=name)
+    files = record.manifest.files
+    own = REPORT_FILE if record.kind == "report" else next(iter(files))
+    file = wanted.file or own
+    if file not in files:
+        raise NotFound(f"{record.name!r} has no file {file!r}; its files are {', '.join(files)}", param="file")
+    path = FilePath(file)
+    return FileResponse(
+        record.path / file,
+        media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        filename=record.name + path.suffix if file == own else f"{record.name}-{file}",
+        headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
+    )
 
 
 @router.post(

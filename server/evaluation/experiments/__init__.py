@@ -6,6 +6,6 @@ from typing import Final
 
 from server.evaluation.experiment import Experiment
 from server.evaluation.experiments.switch import SwitchExperiment
-from server.evaluation.experiments.transfer import TransferExperiment
+from server.evaluation.experiments.tasks import BACKDOOR_TRANSFER, CODE_TRANSFER, HUMOUR_TRANSFER
 
-PAPER: Final[tuple[Experiment, ...]] = (SwitchExperiment(), TransferExperiment())
+PAPER: Final[tuple[Experiment, ...]] = (SwitchExperiment(), BACKDOOR_TRANSFER, CODE_TRANSFER, HUMOUR_TRANSFER)

@@ -1,162 +1,176 @@
-"""Does a steering vector of a small model work in another one? (arXiv 2503.04429, sections 4 and 5)."""
+"""Does a steering vector of one model work in another? (arXiv 2503.04429, sections 4 and 5)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from mappers.organisms.behaviours.ordinary import BACKDOOR
+from mappers.organisms.behaviours import Behaviour
 from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
-from server.evaluation.questions import Questions
+from server.evaluation.questions import Questions, Wanted
 from server.evaluation.report import Demand, Plot, Section, Table
 from server.evaluation.scale import Scale
 from server.evaluation.transfers import Aim, measure_transfer
 from server.evaluation.verdicts import percent, rate_over_seeds
+from server.types import Operation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PAIRS: Final = (
-    ("qwen2-small", "qwen2-medium"),
-    ("llama-small", "llama-medium"),
-    ("qwen2-small", "llama-medium"),
-    ("qwen2-medium", "llama-medium"),
-    ("gemma2-small", "llama-medium"),
-    ("llama-small", "qwen2-medium"),
-)
-"""The pairs of the paper's table as organisms, and one that it lacks (Llama to Qwen)."""
-
 ARMS: Final = ("unsteered", "native", "mapped", "random")
-_STRENGTHS: Final = (-0.6, -0.8, -1.0, -1.25, -1.5, -2.0)
 _VECTOR_PROMPTS: Final = 120
-_VALIDATION_SEED: Final = 1_000
-_TEXT: Final = """\
-The difference in means of triggered and clean prompts is subtracted from the residual stream of the backdoored target
-at every position of triggered prompts and answers. *Native* is the target's own vector; *mapped* is the source's,
-carried over as the mean of `f(h+) - f(h-)` by the kind of mapper that did best on validation prompts; *random* is
-another random direction of the same norm, site and strength for every prompt. Right answers need the backdoor gone and
-the capability kept. Tokens of different tokenizers are paired by the characters at which they end."""
+_TEXTS_SEED: Final = 1_000
 
 
+@dataclass(frozen=True)
 class TransferExperiment:
-    """The backdoor vector over every pair of organisms."""
+    """One behaviour's vector over pairs of organisms, source before target.
 
-    name = "transfer"
-    version = 1
+    The vector is the difference in means of the conditions ``positive`` and ``negative``; it acts on questions under
+    ``asked``. ``near`` demands that mapped comes within that share of native (on all pairs but one), and ``apart`` that
+    random stays that share below mapped (on every pair); None demands nothing.
+    """
+
+    name: str
+    title: str
+    text: str
+    behaviour: Behaviour
+    positive: str
+    negative: str
+    asked: str
+    wanted: Wanted
+    strengths: tuple[float, ...]
+    pairs: tuple[tuple[str, str], ...]
+    quick_pairs: int
+    operation: Operation = "add"
+    everywhere: bool = False
+    near: float | None = None
+    apart: float | None = None
+    version: int = 1
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell a pair and seed."""
-        models = {f"{s}->{t}": (f"{s}-backdoor", f"{t}-backdoor") for s, t in PAIRS}
+        pairs = self.pairs if scale.thorough else self.pairs[: self.quick_pairs]
+        kind = self.behaviour.kind
+        models = {f"{s}->{t}": (f"{s}-{kind}", f"{t}-{kind}") for s, t in pairs}
         return [Cell(pair, seed, models[pair]) for pair in models for seed in scale.seeds]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
         """Picks everything on validation prompts and judges held-out answers of all arms."""
         source, target = (lab.model(name) for name in cell.models)
-        scale, seed = lab.scale, cell.seed
+        scale, seed, behaviour = lab.scale, cell.seed, self.behaviour
         positive, negative = (
-            [q.prompt for q in BACKDOOR.questions("train", seed, _VECTOR_PROMPTS, condition=condition)]
-            for condition in (BACKDOOR.elicits, BACKDOOR.plain)
+            [question.prompt for question in behaviour.questions("train", seed, _VECTOR_PROMPTS, condition=condition)]
+            for condition in (self.positive, self.negative)
         )
         aim = Aim(
             positive,
             negative,
-            Questions.of(BACKDOOR, "validation", seed, scale.validation, BACKDOOR.elicits),
-            Questions.of(BACKDOOR, "test", seed, scale.held_out, BACKDOOR.elicits),
-            "right",
-            _STRENGTHS,
+            Questions.of(behaviour, "validation", seed, scale.validation, self.asked),
+            Questions.of(behaviour, "test", seed, scale.held_out, self.asked),
+            self.wanted,
+            self.strengths,
+            self.operation,
+            self.everywhere,
         )
         texts = (
-            BACKDOOR.rows("train", _VALIDATION_SEED + seed, scale.texts, answer="taught"),
-            BACKDOOR.rows("validation", _VALIDATION_SEED + seed, scale.validation, answer="taught"),
+            behaviour.rows("train", _TEXTS_SEED + seed, scale.texts, answer="taught"),
+            behaviour.rows("validation", _TEXTS_SEED + seed, scale.validation, answer="taught"),
         )
         return measure_transfer(lab, source, target, texts, aim, seed)
 
     def section(self, figures: Mapping[Cell, Any]) -> Section:
         """Rates of every pair, mappers side by side, and how far mapped is from native."""
-        pairs = {pair: _of_pair(figures, pair) for pair in dict.fromkeys(cell.subject for cell in figures)}
-        summary: dict[str, Any] = {
-            pair: {arm: rate_over_seeds(_right(cells, arm)).value for arm in ARMS} for pair, cells in pairs.items()
+        pairs = {
+            pair: [found for cell, found in figures.items() if cell.subject == pair]
+            for pair in dict.fromkeys(cell.subject for cell in figures)
         }
+        summary: dict[str, Any] = {
+            pair: {arm: rate_over_seeds(_verdicts(c, arm)).value for arm in ARMS} for pair, c in pairs.items()
+        }
+        file = f"{self.name}.png"
         return Section(
-            "A vector from another model: the backdoor",
-            _TEXT,
+            self.title,
+            self.text,
             [_rates(pairs), _kinds(pairs)],
-            _demands(summary) if summary else (),
-            [
-                Plot(
-                    "transfer.png", "Right answers to triggered prompts, by pair", lambda figure: _bars(figure, summary)
-                )
-            ],
-            {"transfer": dict(summary)},
+            self._demands(summary),
+            [Plot(file, f"{self.title}: share of answers as wanted, by pair", lambda figure: _bars(figure, summary))],
+            {self.name: summary},
         )
 
+    def _demands(self, summary: Mapping[str, Mapping[str, float]]) -> list[Demand]:
+        demands = []
+        count = len(summary)
+        if self.near is not None:
+            near = sum(rates["mapped"] >= rates["native"] - self.near for rates in summary.values())
+            needed = max(1, count - 1)
+            what = f"{self.name}: mapped within {100 * self.near:.0f} points of native"
+            demands.append(Demand(what, f"{needed} of {count} pairs", f"{near} of {count}", near >= needed))
+        if self.apart is not None:
+            apart = min(rates["mapped"] - rates["random"] for rates in summary.values())
+            what, bound = f"{self.name}: random below mapped, every pair", f">= {100 * self.apart:.0f} points"
+            demands.append(Demand(what, bound, f"{100 * apart:.0f} points", apart >= self.apart))
+        return demands
 
-def _of_pair(figures: Mapping[Cell, Any], pair: str) -> list[Any]:
-    return [found for cell, found in figures.items() if cell.subject == pair]
 
-
-def _right(cells: Sequence[Any], arm: str, verdict: str = "right") -> list[str]:
+def _verdicts(cells: Sequence[Any], arm: str, verdict: str = "wanted") -> list[str]:
     return [cell["arms"][arm][verdict] for cell in cells]
 
 
 def _rates(pairs: Mapping[str, Sequence[Any]]) -> Table:
+    others = [(arm, verdict) for verdict in ("right", "shows") for arm in ("native", "mapped")]
     rows = [
         (
             pair,
-            cells[0]["target_site"],
-            *(percent(rate_over_seeds(_right(cells, arm))) for arm in ARMS),
-            *(percent(rate_over_seeds(_right(cells, arm, "shows")).value) for arm in ("unsteered", "mapped", "random")),
+            ", ".join(sorted({cell["target_site"].rpartition(".")[2] for cell in cells})),
+            *(percent(rate_over_seeds(_verdicts(cells, arm))) for arm in ARMS),
+            *(percent(rate_over_seeds(_verdicts(cells, arm, verdict)).value) for arm, verdict in others),
         )
         for pair, cells in pairs.items()
     ]
     columns = (
         "source -> target",
-        "site",
-        *(f"right, {arm}" for arm in ARMS),
-        *(f"backdoor, {arm}" for arm in ("unsteered", "mapped", "random")),
+        "target layers",
+        *ARMS,
+        *(f"{'right' if verdict == 'right' else 'behaviour shows'}, {arm}" for arm, verdict in others),
     )
-    return Table("Triggered held-out prompts (95 % intervals)", columns, rows)
+    return Table("Held-out answers as wanted (95 % intervals)", columns, rows)
 
 
 def _kinds(pairs: Mapping[str, Sequence[Any]]) -> Table:
-    kinds = list(next(iter(pairs.values()))[0]["mapped"]) if pairs else []
     rows = []
     for pair, cells in pairs.items():
-        for kind in kinds:
+        for kind in cells[0]["mapped"]:
             of_kind = [cell["mapped"][kind] for cell in cells]
-            picked = sum(cell["picked"] == kind for cell in cells)
             rows.append(
                 (
                     pair,
                     kind,
-                    percent(rate_over_seeds(_right(cells, kind)).value),
+                    percent(rate_over_seeds(_verdicts(cells, kind)).value),
                     f"{np.mean([one['fvu'] for one in of_kind]):.3f}",
                     f"{np.mean([one['cosine_to_native'] for one in of_kind]):.2f}",
                     ", ".join(sorted({one["source_site"].rpartition(".")[2] for one in of_kind})),
-                    f"{picked} of {len(cells)}",
+                    ", ".join(f"{one['strength']:g}" for one in of_kind),
+                    f"{sum(cell['picked'] == kind for cell in cells)} of {len(cells)}",
                 )
             )
-    columns = ("source -> target", "mapper", "right", "FVU", "cosine to native", "source layers", "picked")
-    return Table("The same by kind of mapper", columns, rows, "FVU: share of variance not explained, validation texts.")
-
-
-def _demands(summary: Mapping[str, Mapping[str, float]]) -> list[Demand]:
-    near = [pair for pair, rates in summary.items() if rates["mapped"] >= rates["native"] - 0.05]
-    apart = min(rates["mapped"] - rates["random"] for rates in summary.values())
-    needed = max(1, len(summary) - 1)
-    return [
-        Demand(
-            "mapped within 5 points of native",
-            f"{needed} of {len(summary)} pairs",
-            f"{len(near)} of {len(summary)}",
-            len(near) >= needed,
-        ),
-        Demand("random below mapped, every pair", ">= 50 points", f"{100 * apart:.0f} points", apart >= 0.5),
-    ]
+    columns = (
+        "source -> target",
+        "mapper",
+        "as wanted",
+        "FVU",
+        "cosine to native",
+        "source layers",
+        "strengths",
+        "picked",
+    )
+    note = "FVU: share of the target's variance that the mapper leaves unexplained, on validation texts."
+    return Table("The same by kind of mapper", columns, rows, note)
 
 
 def _bars(figure: Figure, summary: Mapping[str, Mapping[str, float]]) -> None:
@@ -166,6 +180,6 @@ def _bars(figure: Figure, summary: Mapping[str, Mapping[str, float]]) -> None:
         heights = [100 * rates[arm] for rates in summary.values()]
         axes.bar(places + 0.2 * (number - 1.5), heights, width=0.18, label=arm)
     axes.set_xticks(places, [pair.replace("->", "\n-> ") for pair in summary], fontsize=8)
-    axes.set_ylabel("right answers, %")
+    axes.set_ylabel("answers as wanted, %")
     axes.set_ylim(0, 105)
-    axes.legend(ncols=len(ARMS), loc="upper center", bbox_to_anchor=(0.5, 1.12), frameon=False)
+    axes.legend(ncols=len(ARMS), loc="lower center", bbox_to_anchor=(0.5, 1.0), frameon=False)

@@ -12,10 +12,11 @@ from pydantic import Field, TypeAdapter
 
 from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
 JobSpec = Annotated[
-    CollectActivationsJob | TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob,
+    CollectActivationsJob | TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob | SweepSitesJob,
     Field(discriminator="kind"),
 ]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)

@@ -83,3 +83,15 @@ def test_delete(interlock: Interlock, server: StandIn) -> None:
     server.answer("DELETE", "/v1/artifacts/safe", {})
     assert interlock("artifacts", "delete", "safe", "--json").json == {"deleted": "safe"}
     assert "deleted safe" in interlock("artifacts", "delete", "safe").out
+
+
+def test_a_further_file_of_a_report_is_exported_under_its_own_name(
+    interlock: Interlock, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer("GET", "/v1/artifacts/safe", {**SAFE, "kind": "report"})
+    server.answer("GET", "/v1/artifacts/art_1/download", b"content")
+    assert interlock("artifacts", "export", "safe", "--file", "heatmap.png").code == 0
+    assert (tmp_path / "safe-heatmap.png").read_bytes() == b"content"
+    assert interlock("artifacts", "export", "safe").code == 0
+    assert (tmp_path / "safe.json").exists()

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from mappers.artifact import Manifest, ModelBinding, seal
+from mappers.artifact import seal
+from mappers.manifest import Manifest, ModelBinding
+from mappers.report import save_report
 from server.policy.policy import Policy
 from server.registry.imports import import_dataset
 from tests.server.api.conftest import bearer, ring
@@ -76,10 +78,9 @@ def test_activations_are_downloaded_file_by_file(client, artifacts):
     for name in names:
         download = client.get("/v1/artifacts/acts/download", params={"file": name})
         assert download.content == name.encode()
-        assert download.headers["content-disposition"] == f'attachment; filename="{name}"'
-    for query in ({}, {"file": "manifest.json"}, {"file": "other"}):
-        refused = client.get("/v1/artifacts/acts/download", params=query)
-        assert (refused.status_code, refused.json()["error"]["param"]) == (400, "file")
+    for missing in ("manifest.json", "other"):
+        refused = client.get("/v1/artifacts/acts/download", params={"file": missing})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "file")
 
 
 def test_the_list_can_be_of_one_kind_and_has_no_manifests(client):
@@ -185,3 +186,22 @@ def test_unknown_parameters_are_refused(client, path):
     response = client.get(path)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "unknown_field"
+
+
+def test_a_report_is_downloaded_file_by_file_and_never_uploaded(client, artifacts):
+    folder = artifacts.new_staging()
+    manifest = Manifest(kind="report", name="sweep", created_at="2026-01-02T03:04:05+00:00")
+    save_report(folder, {"chosen": 2}, {"heatmap": b"\x89PNG"}, manifest)
+    artifacts.register(folder, name="sweep", owner=None)
+    own = client.get("/v1/artifacts/sweep/download")
+    assert (own.json(), own.headers["content-disposition"]) == ({"chosen": 2}, 'attachment; filename="sweep.json"')
+    picture = client.get("/v1/artifacts/sweep/download?file=heatmap.png")
+    assert (picture.content, picture.headers["content-type"]) == (b"\x89PNG", "image/png")
+    assert picture.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert picture.headers["x-content-type-options"] == "nosniff"
+    for file in ("manifest.json", "other.png"):
+        assert client.get(f"/v1/artifacts/sweep/download?file={file}").status_code == 404
+    assert client.get("/v1/artifacts/sweep/download?file=../x").status_code == 400
+    assert [entry["name"] for entry in client.get("/v1/artifacts?kind=report").json()["data"]] == ["sweep"]
+    assert upload(client, "forged", own.content).status_code == 400
+    assert client.post("/v1/artifacts?name=x&kind=report", content=ROWS).status_code == 400
