@@ -85,8 +85,7 @@ def pick_tokens(
     batch = read_sites(loaded, sites, sequences, range(len(sequences)))
     row_N = torch.tensor([row for row, chosen in enumerate(indices) for _ in chosen], dtype=torch.long)
     token_N = torch.tensor([token for chosen in indices for token in chosen], dtype=torch.long)
-    picked: dict[Site, Tensor] = {site: h_BTD[row_N, token_N].cpu() for site, h_BTD in batch.hidden.items()}
-    return picked
+    return {site: h_BTD[row_N, token_N].cpu() for site, h_BTD in batch.hidden.items()}
 
 
 def _pick(reader: Reader, rows: Sequence[int], indices: Sequence[Sequence[int]]) -> Tensor:
@@ -101,4 +100,5 @@ def _with_text(source: Rendered, target: Rendered, pairs: TokenPairs) -> TokenPa
 
 def _beyond(h_ND: Tensor, limit: float | None) -> Tensor:
     """True where the norm exceeds the limit; never for NaN, which fits have to refuse."""
-    return h_ND.norm(dim=-1) > (torch.inf if limit is None else limit)
+    beyond_N: Tensor = h_ND.norm(dim=-1) > (torch.inf if limit is None else limit)
+    return beyond_N
