@@ -6,6 +6,7 @@ from typing import Final
 
 from server.evaluation.experiment import Experiment
 from server.evaluation.experiments.replacement import ReplacementExperiment
+from server.evaluation.experiments.robustness import RobustnessExperiment
 from server.evaluation.experiments.switch import SwitchExperiment
 from server.evaluation.experiments.tasks import (
     BACKDOOR_TRANSFER,
@@ -23,4 +24,5 @@ PAPER: Final[tuple[Experiment, ...]] = (
     REFUSAL_REMOVED,
     HUMOUR_TRANSFER,
     ReplacementExperiment(),
+    RobustnessExperiment(),
 )
