@@ -84,7 +84,7 @@ def measure_transfer(
     """
     lab.report("reading texts", 0, None)
     training, validation = (read_pairs(source, target, rows) for rows in texts)
-    native_at = _native(target, aim)
+    native_at = means_of(target, aim.positive, aim.negative)
     trial = Trial(aim.validation.prompts, lambda texts: aim.judge(aim.validation, texts), MAX_TOKENS, aim.operation)
     with lab.answering(target) as answerer:
         sites = target.stack.sites if aim.everywhere else ()
@@ -127,9 +127,10 @@ def _perplexities(target: LoadedModel, aim: Aim, native: Picked, mapped: Picked,
     return found
 
 
-def _native(target: LoadedModel, aim: Aim) -> dict[Site, Tensor]:
-    positive, negative = (_rows(target, prompts) for prompts in (aim.positive, aim.negative))
-    return {site: difference_in_means(positive[site], negative[site]) for site in target.stack.sites}
+def means_of(loaded: LoadedModel, positive: Sequence[str], negative: Sequence[str]) -> dict[Site, Tensor]:
+    """The difference in means of two sets of prompts at their last token, ``v_D`` at every site."""
+    means = [_rows(loaded, prompts) for prompts in (positive, negative)]
+    return {site: difference_in_means(means[0][site], means[1][site]) for site in loaded.stack.sites}
 
 
 def _rows(loaded: LoadedModel, prompts: Sequence[str]) -> dict[Site, Tensor]:

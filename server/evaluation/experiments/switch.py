@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
-from mappers.architectures import discover
 from mappers.loading import LoadedModel
 from mappers.organisms.behaviours.ordinary import BACKDOOR
 from mappers.sites import Site
@@ -15,6 +12,7 @@ from server.evaluation.answering import Asked, switched
 from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
+from server.evaluation.patched import patched
 from server.evaluation.questions import MAX_TOKENS, Questions, tagged_prompts
 from server.evaluation.report import Demand, Section, Table
 from server.evaluation.scale import Scale
@@ -58,7 +56,7 @@ class SwitchExperiment:
         held_out = [Questions.of(BACKDOOR, "test", cell.seed, count, c) for c in BACKDOOR.conditions]
         found = {arm: _ask(lab, tuned, held_out, interventions) for arm, interventions in arms.items()}
         found["base"] = _ask(lab, base, held_out)
-        found["true base activations"] = _ask(lab, _patched(tuned, base, site), held_out)
+        found["true base activations"] = _ask(lab, patched(tuned, base, site), held_out)
         return {"site": str(site), "arms": dict(found)}
 
     def section(self, figures: Mapping[Cell, Any]) -> Section:
@@ -137,14 +135,3 @@ def _ask(
 
 def _verdicts(cells: Sequence[Any], arm: str, kind: str, verdict: str) -> list[str]:
     return [cell["arms"][arm][kind][verdict] for cell in cells]
-
-
-def _patched(tuned: LoadedModel, base: LoadedModel, site: Site) -> LoadedModel:
-    """``tuned`` with everything up to ``site`` taken from ``base``: it goes on from the base's own activations."""
-    model: Any = copy.deepcopy(tuned.model)
-    own: Any = base.model
-    model.set_input_embeddings(copy.deepcopy(own.get_input_embeddings()))  # the head stays the tuned model's
-    stack = discover(model)
-    for block, block_of_base in zip(stack.blocks[: site.layer + 1], base.stack.blocks, strict=False):
-        block.load_state_dict(block_of_base.state_dict())
-    return replace(tuned, model=model, stack=stack)
