@@ -12,7 +12,7 @@ from mappers.sites import Site
 
 
 def patched(tuned: LoadedModel, base: LoadedModel, site: Site) -> LoadedModel:
-    """``tuned`` with everything up to ``site`` taken from ``base``, its twin: what a perfect mapper there would give."""
+    """``tuned`` with all up to ``site`` taken from ``base``, its twin: what a perfect mapper there would give."""
     model: Any = copy.deepcopy(tuned.model)
     own: Any = base.model
     model.set_input_embeddings(copy.deepcopy(own.get_input_embeddings()))  # the head stays the tuned model's

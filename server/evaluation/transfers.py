@@ -95,7 +95,7 @@ def measure_transfer(
         best_source: Site | None = None
         picked: dict[str, Picked] = {}
         for recipe in KINDS:
-            read_at = source.stack.sites if recipe.solve or best_source is None else (best_source,)
+            read_at = source.stack.sites if not recipe.steps or best_source is None else (best_source,)
             made = [_map(recipe, s, native.candidate, training, validation, means, seed, lab) for s in read_at]
             mapped[recipe.kind] = made
             label: str = recipe.kind
