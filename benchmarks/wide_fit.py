@@ -12,7 +12,8 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-from mappers.ridge import RidgeSums
+
+from mappers.pair_sums import PairSums
 
 BATCHES, TOKENS = 4, 512
 
@@ -32,10 +33,10 @@ def main() -> None:
 def fit(width: int) -> None:
     """Fewer tokens than dimensions: the memory is the same for any number, and the penalty makes the sums regular."""
     generator = torch.Generator().manual_seed(0)
-    sums = RidgeSums(width, width)
+    sums = PairSums(width, width)
     for _ in range(BATCHES):
         sums.add(*(torch.randn(TOKENS, width, generator=generator) for _ in range(2)))
-    sums.solve(ridge=1e-2)
+    sums.ridge(ridge=1e-2)
 
 
 def _status_mib(field: str) -> float:
