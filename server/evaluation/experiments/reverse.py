@@ -16,7 +16,7 @@ from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
 from server.evaluation.patched import patched
-from server.evaluation.questions import MAX_TOKENS, Questions
+from server.evaluation.questions import Questions
 from server.evaluation.report import Demand, Section, Table
 from server.evaluation.scale import Scale
 from server.evaluation.switches import OURS, answered_by, fit_switch
@@ -52,7 +52,7 @@ class ReverseExperiment:
         count = lab.scale.switch_prompts
         prompts = [row.prompt or "" for row in MEDICINE.rows("train", seed, 2 * count)]
         prompts += [question.prompt for question in BACKDOOR.questions("train", seed, count // 2, condition="plain")]
-        exchanges = answered_by(skilled, prompts, MAX_TOKENS, lab.report)
+        exchanges = answered_by(skilled, prompts, lab.max_tokens, lab.report)
         switches: dict[str, dict[Site, Mapper]] = {
             name: fit_switch(_RECIPE, base, skilled, [Site(one) for one in at], exchanges, seed, lab.report)
             for name, at in plans.items()
@@ -97,7 +97,7 @@ def _measured(lab: Lab, loaded: LoadedModel, seed: int, arm: tuple[ResolvedInter
 
 def _ask(lab: Lab, loaded: LoadedModel, questions: Questions, arm: tuple[ResolvedIntervention, ...]) -> str:
     with lab.answering(loaded) as answerer:
-        texts = answerer.answers([Asked(prompt, arm) for prompt in questions.prompts], max_tokens=MAX_TOKENS)
+        texts = answerer.answers([Asked(prompt, arm) for prompt in questions.prompts], max_tokens=lab.max_tokens)
     return questions.verdicts("right", texts)
 
 
