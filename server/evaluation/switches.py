@@ -15,8 +15,9 @@ from mappers.loading import LoadedModel
 from mappers.losses import LossWeights
 from mappers.mapper_config import MapperConfig, MapperKind
 from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.sites import Site
-from mappers.training import fit_switch_by_ridge, train_switch
+from mappers.training import solve_switch, train_switch
 from server.evaluation.lab import Report
 
 _MAX_LENGTH: Final = 128
@@ -25,7 +26,10 @@ _BATCH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class SwitchRecipe:
-    """How a switch is fitted; ``loss`` None is the closed form (kind ``ridge``)."""
+    """How a switch is fitted; ``loss`` None is the closed form (kind ``ridge``).
+
+    ``hidden_factor`` is the hidden width of an autoencoder as a multiple of the model's.
+    """
 
     label: str
     kind: MapperKind
@@ -34,6 +38,7 @@ class SwitchRecipe:
     steps: int = 0
     learning_rate: float = 3e-3
     ridge: float = 1e-3
+    hidden_factor: int = 1
 
 
 OURS: Final = SwitchRecipe(
@@ -68,12 +73,14 @@ def fit_switch(
 ) -> dict[Site, Mapper]:
     """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together."""
     if recipe.loss is None:
-        found = fit_switch_by_ridge(
-            tuned, base, sites, exchanges, ridge=recipe.ridge, residual=recipe.residual, batch_size=_BATCH
-        )
-        return dict(found)
+
+        def solve(sums: PairSums) -> Mapper:
+            return sums.ridge(ridge=recipe.ridge, residual=recipe.residual)
+
+        return dict(solve_switch(tuned, base, sites, exchanges, solve, batch_size=_BATCH))
     width = tuned.stack.width
-    shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual)
+    hidden = recipe.hidden_factor * width if recipe.kind == "autoencoder" else None
+    shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual, hidden=hidden)
     config = TrainingConfig(
         loss=recipe.loss, steps=recipe.steps, batch_size=16, learning_rate=recipe.learning_rate, seed=seed
     )

@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors, datasets and reports; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, datasets, reports, activations; uploads are raw bodies, counted."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
 Uploadable = Literal["switch", "mapper", "vector", "dataset"]
-"""A report says what this server measured: nobody else can say it."""
+"""A report says what this server measured, activations what it computed: nobody else can say it."""
 
 ArtifactName = Annotated[Name, Path(description="Name or id")]
 
@@ -97,7 +97,7 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
 
 @router.get(
     "/v1/artifacts/{artifact}/download",
-    summary="Download an artifact as one file",
+    summary="Download a file of an artifact",
     response_class=FileResponse,
     responses=error_responses(400, 401, 403, 404),
 )
@@ -106,7 +106,7 @@ def download_artifact(
 ) -> FileResponse:
     """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
 
-    A report is JSON, with pictures as further files.
+    A report is JSON, with pictures as further files; activations are shards, of which the first comes by default.
     """
     record = _visible(services, principal, artifact)
     files = record.manifest.files
@@ -132,17 +132,21 @@ def download_artifact(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "text/plain": {"schema": {"type": "string"}},
+            },
         }
     },
 )
 async def upload_artifact(
     request: Request, services: InjectedServices, principal: Caller, wanted: Annotated[Upload, Query()]
 ) -> ArtifactOut:
-    """The body is the file itself; what it is, is read from its content.
+    """The body is the file itself; what it is, is read from its content, unless it is sent as `text/plain`.
 
     safetensors as `GET .../download` gives them; safetensors or GGUF with one vector for each layer (`direction.N`),
-    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset.
+    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset;
+    plain text (`Content-Type: text/plain`, UTF-8), cut into passages, as a dataset of `{"text"}`.
     """
     services.policy.check_publish(principal, wanted.name)
     async with _staging(services) as folder:
@@ -150,7 +154,8 @@ async def upload_artifact(
         async with await open_file(source, "wb") as file:
             async for chunk in bounded_stream(request, services.upload_bytes):
                 await file.write(chunk)
-        record = await to_thread.run_sync(_import, services, source, wanted, principal)
+        text = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain"
+        record = await to_thread.run_sync(_import, services, source, wanted, principal, text)
     return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
 
 
@@ -193,7 +198,7 @@ async def _staging(services: Services) -> AsyncIterator[FilePath]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal) -> ArtifactRecord:
+def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal, text: bool) -> ArtifactRecord:
     if source.stat().st_size == 0:
         raise InvalidRequest("the body is empty: send the file as the body")
     info = services.engine.info
@@ -201,7 +206,7 @@ def _import(services: Services, source: FilePath, wanted: Upload, principal: Pri
     now = datetime.fromtimestamp(services.wall_clock(), UTC).isoformat()
     folder = services.artifacts.new_staging()
     try:
-        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target)
+        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target, text=text)
         if wanted.kind not in (None, made.kind):
             raise InvalidRequest(f"the file holds a {made.kind}, not a {wanted.kind}", param="kind")
         return services.artifacts.register(folder, name=wanted.name, owner=principal.owner)
