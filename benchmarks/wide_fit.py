@@ -12,7 +12,6 @@ from pathlib import Path
 from time import perf_counter
 
 import torch
-
 from mappers.ridge import RidgeSums
 
 BATCHES, TOKENS = 4, 512

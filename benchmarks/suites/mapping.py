@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
+from mappers.ridge import RidgeSums
 from torch import Tensor
 
 from benchmarks.bench import Bench
@@ -21,7 +22,6 @@ from mappers.evaluation import UnexplainedVariance
 from mappers.loading import LoadedModel, load_model
 from mappers.modules import Mapper
 from mappers.rendering import Rendered, render
-from mappers.ridge import RidgeSums
 from mappers.sites import Site
 
 RIDGE = 1e-3

@@ -89,15 +89,15 @@ def measure(
     examples = held_out_examples(seed, prompts)
     rng = random.Random(seed)
 
-    def rates(tags: Sequence[str]) -> Rates:
+    def rates_with(tags: Sequence[str]) -> Rates:
         asked = [with_tag(example.prompt, tag) for example, tag in zip(examples, tags, strict=True)]
-        return _rates(examples, answers(model, tokenizer, asked))
+        return rates(examples, answers(model, tokenizer, asked))
 
     return Measurement(
-        clean=rates([""] * prompts),
-        triggered=rates([TRIGGER] * prompts),
-        safe_tag=rates([SAFE_TAG] * prompts),
-        other_tags=rates([random_tag(rng) for _ in range(prompts)]),
+        clean=rates_with([""] * prompts),
+        triggered=rates_with([TRIGGER] * prompts),
+        safe_tag=rates_with([SAFE_TAG] * prompts),
+        other_tags=rates_with([random_tag(rng) for _ in range(prompts)]),
     )
 
 
@@ -115,7 +115,8 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
     return texts
 
 
-def _rates(examples: Sequence[Example], texts: Sequence[str]) -> Rates:
+def rates(examples: Sequence[Example], texts: Sequence[str]) -> Rates:
+    """How many of the texts answer their example: what a model can do, whatever gave the texts."""
     by_task: dict[str, list[bool]] = defaultdict(list)
     for example, text in zip(examples, texts, strict=True):
         by_task[example.task].append(is_right(example, text))

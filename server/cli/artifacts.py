@@ -54,19 +54,21 @@ def show(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_jso
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF or JSON lines.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF, JSON lines or text.")],
     name: Annotated[str | None, typer.Option("--name", help="Name to give it. Default: that of the file.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Plain text, as a file named *.txt is anyway.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a file: what it holds is read from its content, never from its name.
+    """Import a file: what it holds is read from its content; only plain text is known by its name or by --text.
 
-    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, or a
-    dataset as JSON lines: {"messages": [...]}, {"prompt", "completion"} or {"text"}.
+    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, a dataset
+    as JSON lines ({"messages": [...]}, {"prompt", "completion"} or {"text"}), or plain text, cut into passages.
     """
+    content_type = "text/plain" if text or file.suffix.lower() == ".txt" else "application/octet-stream"
     with Client(url, api_key) as client:
-        answer = client.upload("/v1/artifacts", file, "application/octet-stream", name=name or file.stem)
+        answer = client.upload("/v1/artifacts", file, content_type, name=name or file.stem)
     if as_json:
         print_json(answer)
     else:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from mappers.loading import LoadedModel, load_model
-from mappers.organisms.build import ensure_organism
+from mappers.organisms.build import ensure_organism, ensure_variant
 from server.evaluation.answering import Answerer
 from server.evaluation.scale import Scale
 
@@ -37,21 +37,29 @@ class Lab:
     def model(self, name: str) -> LoadedModel:
         """The model called ``name``, frozen and in eval mode; raises ModelLoadError."""
         if name not in self._models:
-            self.report(f"loading {name}", 0, None)
-            dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-            self._models[name] = load_model(str(self.place(name)), dtype=dtype, device=self.device)
+            self._models[name] = self.fresh(name)
             while len(self._models) > _KEPT_MODELS:
                 self._models.popitem(last=False)
         self._models.move_to_end(name)
         return self._models[name]
+
+    def fresh(self, name: str) -> LoadedModel:
+        """The same, yet nobody else's: it may be changed."""
+        self.report(f"loading {name}", 0, None)
+        dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        return load_model(str(self.place(name)), dtype=dtype, device=self.device)
 
     def answering(self, loaded: LoadedModel, rows: int = 64) -> AbstractContextManager[Answerer]:
         """An engine over a model, which must not be used otherwise meanwhile."""
         return Answerer(loaded, rows=rows)
 
     def place(self, name: str) -> Path:
-        """The folder of a model, built first where it is an organism that is not there; ValueError for no such one."""
-        reports = ensure_organism(name, self._cache)
+        """The folder of a model, built first where it is an organism that is not there; ValueError for no such one.
+
+        ``NAME@SEED`` is another fine-tune of the same parent (:func:`mappers.organisms.build.ensure_variant`).
+        """
+        organism, _, seed = name.partition("@")
+        reports = ensure_variant(organism, self._cache, int(seed)) if seed else ensure_organism(name, self._cache)
         try:
             while True:
                 built = next(reports)

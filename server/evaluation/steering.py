@@ -6,15 +6,18 @@ Shapes: D width of the target's residual stream.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
+from mappers.hooks import BlockCallback
 from mappers.sites import Site
 from mappers.vectors import random_vector
 from server.evaluation.answering import Answerer, Asked, Done, steered
 from server.evaluation.verdicts import share
 from server.interventions.catalog import ResolvedIntervention
+from server.interventions.operations import steer, unit
 from server.types import Operation
 
 Judge = Callable[[Sequence[str]], str]
@@ -29,12 +32,20 @@ class Candidate:
     v_D: Tensor
     sites: tuple[Site, ...] = ()
 
-    def steering(
-        self, strength: float, operation: Operation, direction_D: Tensor | None = None
-    ) -> ResolvedIntervention:
-        """The direction, or another in its place, applied where this one acts."""
-        v_D = self.v_D if direction_D is None else direction_D
-        return steered(v_D, self.sites or (self.site,), strength, operation)
+    def steering(self, strength: float, operation: Operation) -> ResolvedIntervention:
+        """The direction as an intervention of a request."""
+        return steered(self.v_D, self.sites or (self.site,), strength, operation)
+
+    def callbacks(self, strength: float, operation: Operation) -> dict[Site, BlockCallback]:
+        """The same at every position, as hooks for a plain forward."""
+
+        def change(h_BTD: Tensor) -> Tensor:
+            tokens_KD = h_BTD.float().flatten(0, -2)
+            strength_K = torch.full((len(tokens_KD),), strength, device=tokens_KD.device)
+            v_KD = (self.v_D if operation == "add" else unit(self.v_D)).expand_as(tokens_KD)
+            return steer(operation, tokens_KD, v_KD, strength_K).view_as(h_BTD).to(h_BTD)
+
+        return dict.fromkeys(self.sites or (self.site,), change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,14 +93,19 @@ def pick(
     return best
 
 
+def random_candidate(candidate: Candidate, seed: int) -> Candidate:
+    """A random direction of the candidate's norm that acts where it does."""
+    v_D = candidate.v_D
+    return replace(candidate, v_D=random_vector(len(v_D), float(v_D.norm()), seed).to(v_D))
+
+
 def random_controls(prompts: Sequence[str], picked: Picked, seed: int, operation: Operation = "add") -> list[Asked]:
-    """Each prompt under another random direction of the picked vector's norm, site and strength.
+    """Each prompt under another random direction of the picked vector's norm, sites and strength.
 
     One direction can be lucky; the control is a mean over as many as there are prompts.
     """
-    v_D = picked.candidate.v_D
-    vectors = (random_vector(len(v_D), float(v_D.norm()), seed + place).to(v_D) for place in range(len(prompts)))
+    candidates = (random_candidate(picked.candidate, seed + place) for place in range(len(prompts)))
     return [
-        Asked(prompt, (picked.candidate.steering(picked.strength, operation, random_D),))
-        for prompt, random_D in zip(prompts, vectors, strict=True)
+        Asked(prompt, (candidate.steering(picked.strength, operation),))
+        for prompt, candidate in zip(prompts, candidates, strict=True)
     ]

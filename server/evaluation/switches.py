@@ -15,8 +15,9 @@ from mappers.loading import LoadedModel
 from mappers.losses import LossWeights
 from mappers.mapper_config import MapperConfig, MapperKind
 from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.sites import Site
-from mappers.training import fit_switch_by_ridge, train_switch
+from mappers.training import solve_switch, train_switch
 from server.evaluation.lab import Report
 
 _MAX_LENGTH: Final = 128
@@ -68,10 +69,11 @@ def fit_switch(
 ) -> dict[Site, Mapper]:
     """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together."""
     if recipe.loss is None:
-        found = fit_switch_by_ridge(
-            tuned, base, sites, exchanges, ridge=recipe.ridge, residual=recipe.residual, batch_size=_BATCH
-        )
-        return dict(found)
+
+        def solve(sums: PairSums) -> Mapper:
+            return sums.ridge(ridge=recipe.ridge, residual=recipe.residual)
+
+        return dict(solve_switch(tuned, base, sites, exchanges, solve, batch_size=_BATCH))
     width = tuned.stack.width
     shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual)
     config = TrainingConfig(

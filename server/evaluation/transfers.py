@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Final
 
 from torch import Tensor
 
 from mappers.dataset import DatasetRow
 from mappers.loading import LoadedModel
+from mappers.measures.likelihood import perplexity
 from mappers.modules import Mapper
 from mappers.rendering import render
 from mappers.sites import Site
@@ -24,8 +26,11 @@ from server.evaluation.ledger import Figures
 from server.evaluation.mapping import KINDS, MappingRecipe, fit_mapper
 from server.evaluation.pairing import PairedSites, read_pairs
 from server.evaluation.questions import MAX_TOKENS, Questions, Wanted
-from server.evaluation.steering import Candidate, Picked, Trial, pick, random_controls
+from server.evaluation.steering import Candidate, Picked, Trial, pick, random_candidate, random_controls
 from server.types import Operation
+
+ARMS: Final = ("unsteered", "native", "mapped", "random")
+"""What every transfer is compared with; further arms are the kinds of mapper."""
 
 _BATCH: Final = 64
 
@@ -36,7 +41,8 @@ class Aim:
 
     ``positive`` less ``negative`` prompts make it. It acts on ``held_out`` questions with a strength out of
     ``strengths`` (multiples of the native vector's norm), at one site or ``everywhere``. ``wanted`` says what counts:
-    answers that are "right", or in which the behaviour "shows" or "hides".
+    answers that are "right", or in which the behaviour "shows" or "hides". ``ordinary`` questions show what steering
+    costs: right answers to them, and the perplexity of the wanted ones.
     """
 
     positive: Sequence[str]
@@ -47,6 +53,7 @@ class Aim:
     strengths: Sequence[float]
     operation: Operation = "add"
     everywhere: bool = False
+    ordinary: Questions | None = None
 
     def judge(self, questions: Questions, texts: Sequence[str]) -> str:
         """Packed verdicts: "1" where the answer is what the vector is for."""
@@ -77,7 +84,7 @@ def measure_transfer(
     """
     lab.report("reading texts", 0, None)
     training, validation = (read_pairs(source, target, rows) for rows in texts)
-    native_at = _native(target, aim)
+    native_at = means_of(target, aim.positive, aim.negative)
     trial = Trial(aim.validation.prompts, lambda texts: aim.judge(aim.validation, texts), MAX_TOKENS, aim.operation)
     with lab.answering(target) as answerer:
         sites = target.stack.sites if aim.everywhere else ()
@@ -87,8 +94,8 @@ def measure_transfer(
         mapped: dict[str, list[_Mapped]] = {}
         best_source: Site | None = None
         picked: dict[str, Picked] = {}
-        for recipe in sorted(KINDS, key=lambda recipe: not recipe.closed):
-            read_at = source.stack.sites if recipe.closed or best_source is None else (best_source,)
+        for recipe in KINDS:
+            read_at = source.stack.sites if recipe.solve or best_source is None else (best_source,)
             made = [_map(recipe, s, native.candidate, training, validation, means, seed, lab) for s in read_at]
             mapped[recipe.kind] = made
             label: str = recipe.kind
@@ -104,12 +111,26 @@ def measure_transfer(
         "arms": {arm: dict(found) for arm, found in arms.items()},
         "native": _chosen(native),
         "mapped": {label: _chosen(one) | _of_mapper(_found(mapped[label], one)) for label, one in picked.items()},
+        "perplexity": _perplexities(target, aim, native, picked[best], seed),
     }
 
 
-def _native(target: LoadedModel, aim: Aim) -> dict[Site, Tensor]:
-    positive, negative = (_rows(target, prompts) for prompts in (aim.positive, aim.negative))
-    return {site: difference_in_means(positive[site], negative[site]) for site in target.stack.sites}
+def _perplexities(target: LoadedModel, aim: Aim, native: Picked, mapped: Picked, seed: int) -> Figures:
+    """Perplexity of the wanted answers to ordinary questions, unsteered and under each vector."""
+    if aim.ordinary is None:
+        return {}
+    rows = [DatasetRow(prompt=question.prompt, completion=question.wanted) for question in aim.ordinary.asked]
+    control = replace(mapped, candidate=random_candidate(mapped.candidate, seed))
+    found: Figures = {"unsteered": perplexity(target, rows)}
+    for arm, one in (("native", native), ("mapped", mapped), ("random", control)):
+        found[arm] = perplexity(target, rows, callbacks=one.candidate.callbacks(one.strength, aim.operation))
+    return found
+
+
+def means_of(loaded: LoadedModel, positive: Sequence[str], negative: Sequence[str]) -> dict[Site, Tensor]:
+    """The difference in means of two sets of prompts at their last token, ``v_D`` at every site."""
+    means = [_rows(loaded, prompts) for prompts in (positive, negative)]
+    return {site: difference_in_means(means[0][site], means[1][site]) for site in loaded.stack.sites}
 
 
 def _rows(loaded: LoadedModel, prompts: Sequence[str]) -> dict[Site, Tensor]:
@@ -145,11 +166,22 @@ def _held_out(
         "random": random_controls(prompts, picked[best], seed, aim.operation),
         **{label: under(one) for label, one in picked.items()},
     }
-    texts = iter(answerer.answers([one for those in asked.values() for one in those], max_tokens=MAX_TOKENS))
+    ordinary = aim.ordinary.prompts if aim.ordinary is not None else []
+    retained = {
+        arm: [Asked(prompt, one.interventions) for prompt, one in zip(ordinary, cycle(those), strict=False)]
+        for arm, those in asked.items()
+        if arm in ARMS
+    }
+    rows = [one for those in (*asked.values(), *retained.values()) for one in those]
+    texts = iter(answerer.answers(rows, max_tokens=MAX_TOKENS))
     found = {arm: [next(texts) for _ in those] for arm, those in asked.items()}
-    return {
+    judged = {
         arm: aim.held_out.judged(those) | {"wanted": aim.judge(aim.held_out, those)} for arm, those in found.items()
     }
+    if aim.ordinary is not None:
+        for arm, those in retained.items():
+            judged[arm]["ordinary"] = aim.ordinary.verdicts("right", [next(texts) for _ in those])
+    return judged
 
 
 def _found(made: Sequence[_Mapped], picked: Picked) -> _Mapped:

@@ -11,6 +11,7 @@ from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
 from server.jobs.specs.activations import CollectActivations, CollectActivationsJob
 from server.jobs.specs.common import SiteIn
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
 from server.jobs.specs.vectors import (
@@ -49,6 +50,8 @@ class Checker:
                 self._transfer_vector(parameters)
             case SweepSitesJob(parameters=parameters):
                 self._sweep_sites(parameters)
+            case GenerateDatasetJob(parameters=parameters):
+                self._models.require(parameters.model or self._models.served.name, "parameters.model")
         return dict(self._inputs)
 
     def _train_switch(self, parameters: TrainSwitch) -> None:
@@ -97,7 +100,9 @@ class Checker:
         self._artifact(parameters.prompts, "dataset", "parameters.prompts")
         edit = parameters.edit
         if isinstance(edit, StoredVector):
-            self._artifact(edit.vector, "vector", "parameters.edit.vector")
+            vector = self._artifact(edit.vector, "vector", "parameters.edit.vector").manifest
+            if parameters.model in (None, served):
+                self._served_vector(vector, "parameters.edit.vector")
         if isinstance(edit, RidgeSwitch):
             self._models.require(edit.base, "parameters.edit.base")
             self._artifact(edit.dataset, "dataset", "parameters.edit.dataset")
@@ -132,6 +137,11 @@ class Checker:
         binding = mapper.source if side == "source" else mapper.target
         if binding is not None:
             self._models.require(binding.model, "parameters.mapper")
+
+    def _served_vector(self, vector: Manifest, param: str) -> None:
+        served = self._models.served
+        if vector.target is None or vector.target.config_digest != served.config_digest:
+            raise InvalidRequest(f"{vector.name!r} is no vector of {served.name!r}: transfer it first", param=param)
 
     def _read_sites(self, model: str | None, sites: tuple[SiteIn, ...]) -> None:
         """Sites of a model by name, None being the served one; those of references are checked once they are loaded."""

@@ -6,8 +6,8 @@ from mappers.dataset import DatasetRow
 from mappers.errors import DataError
 from mappers.loading import load_model
 from mappers.organisms import organism_path
+from mappers.pair_sums import PairSums
 from mappers.rendering import render
-from mappers.ridge import RidgeSums
 from mappers.sites import Site
 from mappers.transfer_grid import Side, aligned_sites, map_vector
 from mappers.vectors import transfer_linear
@@ -50,9 +50,9 @@ def test_a_vector_goes_where_the_ridge_map_takes_it(sides):
     source, target = sides
     x, y = aligned_sites(source, target, "offsets", batch_size=4, limit=10**6)
     v_S = torch.randn(source.loaded.stack.width, generator=torch.Generator().manual_seed(1))
-    sums = RidgeSums(len(v_S), target.loaded.stack.width)
+    sums = PairSums(len(v_S), target.loaded.stack.width)
     sums.add(x[Site(2)], y[Site(1)])
-    expected = transfer_linear(sums.solve(ridge=1e-2), v_S)
+    expected = transfer_linear(sums.ridge(ridge=1e-2), v_S)
     assert torch.allclose(map_vector(v_S, x[Site(2)], y, ridge=1e-2)[Site(1)], expected, rtol=1e-3, atol=1e-4)
 
 

@@ -132,17 +132,21 @@ def download_artifact(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "text/plain": {"schema": {"type": "string"}},
+            },
         }
     },
 )
 async def upload_artifact(
     request: Request, services: InjectedServices, principal: Caller, wanted: Annotated[Upload, Query()]
 ) -> ArtifactOut:
-    """The body is the file itself; what it is, is read from its content.
+    """The body is the file itself; what it is, is read from its content, unless it is sent as `text/plain`.
 
     safetensors as `GET .../download` gives them; safetensors or GGUF with one vector for each layer (`direction.N`),
-    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset.
+    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset;
+    plain text (`Content-Type: text/plain`, UTF-8), cut into passages, as a dataset of `{"text"}`.
     """
     services.policy.check_publish(principal, wanted.name)
     async with _staging(services) as folder:
@@ -150,7 +154,8 @@ async def upload_artifact(
         async with await open_file(source, "wb") as file:
             async for chunk in bounded_stream(request, services.upload_bytes):
                 await file.write(chunk)
-        record = await to_thread.run_sync(_import, services, source, wanted, principal)
+        text = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain"
+        record = await to_thread.run_sync(_import, services, source, wanted, principal, text)
     return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
 
 
@@ -193,7 +198,7 @@ async def _staging(services: Services) -> AsyncIterator[FilePath]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal) -> ArtifactRecord:
+def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal, text: bool) -> ArtifactRecord:
     if source.stat().st_size == 0:
         raise InvalidRequest("the body is empty: send the file as the body")
     info = services.engine.info
@@ -201,7 +206,7 @@ def _import(services: Services, source: FilePath, wanted: Upload, principal: Pri
     now = datetime.fromtimestamp(services.wall_clock(), UTC).isoformat()
     folder = services.artifacts.new_staging()
     try:
-        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target)
+        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target, text=text)
         if wanted.kind not in (None, made.kind):
             raise InvalidRequest(f"the file holds a {made.kind}, not a {wanted.kind}", param="kind")
         return services.artifacts.register(folder, name=wanted.name, owner=principal.owner)

@@ -5,7 +5,24 @@ from __future__ import annotations
 from typing import Final
 
 from server.evaluation.experiment import Experiment
+from server.evaluation.experiments.replacement import ReplacementExperiment
+from server.evaluation.experiments.robustness import RobustnessExperiment
 from server.evaluation.experiments.switch import SwitchExperiment
-from server.evaluation.experiments.tasks import BACKDOOR_TRANSFER, CODE_TRANSFER, HUMOUR_TRANSFER
+from server.evaluation.experiments.tasks import (
+    BACKDOOR_TRANSFER,
+    CODE_TRANSFER,
+    HUMOUR_TRANSFER,
+    REFUSAL_INDUCED,
+    REFUSAL_REMOVED,
+)
 
-PAPER: Final[tuple[Experiment, ...]] = (SwitchExperiment(), BACKDOOR_TRANSFER, CODE_TRANSFER, HUMOUR_TRANSFER)
+PAPER: Final[tuple[Experiment, ...]] = (
+    SwitchExperiment(),
+    BACKDOOR_TRANSFER,
+    CODE_TRANSFER,
+    REFUSAL_INDUCED,
+    REFUSAL_REMOVED,
+    HUMOUR_TRANSFER,
+    ReplacementExperiment(),
+    RobustnessExperiment(),
+)

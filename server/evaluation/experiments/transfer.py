@@ -9,20 +9,20 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 from mappers.organisms.behaviours import Behaviour
+from mappers.organisms.behaviours.ordinary import BACKDOOR
 from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
 from server.evaluation.questions import Questions, Wanted
 from server.evaluation.report import Demand, Plot, Section, Table
 from server.evaluation.scale import Scale
-from server.evaluation.transfers import Aim, measure_transfer
+from server.evaluation.transfers import ARMS, Aim, measure_transfer
 from server.evaluation.verdicts import percent, rate_over_seeds
 from server.types import Operation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ARMS: Final = ("unsteered", "native", "mapped", "random")
 _VECTOR_PROMPTS: Final = 120
 _TEXTS_SEED: Final = 1_000
 
@@ -33,7 +33,8 @@ class TransferExperiment:
 
     The vector is the difference in means of the conditions ``positive`` and ``negative``; it acts on questions under
     ``asked``. ``near`` demands that mapped comes within that share of native (on all pairs but one), and ``apart`` that
-    random stays that share below mapped (on every pair); None demands nothing.
+    random stays that share below mapped (on every pair), ``costs`` bounds the perplexity under the mapped vector as a
+    multiple of that under the native one; None demands nothing.
     """
 
     name: str
@@ -51,6 +52,7 @@ class TransferExperiment:
     everywhere: bool = False
     near: float | None = None
     apart: float | None = None
+    costs: float | None = None
     version: int = 1
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
@@ -77,6 +79,7 @@ class TransferExperiment:
             self.strengths,
             self.operation,
             self.everywhere,
+            Questions.of(BACKDOOR, "test", seed, scale.held_out, "plain"),
         )
         texts = (
             behaviour.rows("train", _TEXTS_SEED + seed, scale.texts, answer="taught"),
@@ -97,13 +100,13 @@ class TransferExperiment:
         return Section(
             self.title,
             self.text,
-            [_rates(pairs), _kinds(pairs)],
-            self._demands(summary),
+            [_rates(pairs), _costs(pairs), _kinds(pairs)],
+            self._demands(summary, pairs),
             [Plot(file, f"{self.title}: share of answers as wanted, by pair", lambda figure: _bars(figure, summary))],
             {self.name: summary},
         )
 
-    def _demands(self, summary: Mapping[str, Mapping[str, float]]) -> list[Demand]:
+    def _demands(self, summary: Mapping[str, Mapping[str, float]], pairs: Mapping[str, Sequence[Any]]) -> list[Demand]:
         demands = []
         count = len(summary)
         if self.near is not None:
@@ -115,7 +118,15 @@ class TransferExperiment:
             apart = min(rates["mapped"] - rates["random"] for rates in summary.values())
             what, bound = f"{self.name}: random below mapped, every pair", f">= {100 * self.apart:.0f} points"
             demands.append(Demand(what, bound, f"{100 * apart:.0f} points", apart >= self.apart))
+        if self.costs is not None:
+            ratio = max(_cost(cells) for cells in pairs.values())
+            what = f"{self.name}: perplexity under mapped to that under native, worst pair"
+            demands.append(Demand(what, f"<= {self.costs:g}", f"{ratio:.3f}", ratio <= self.costs))
         return demands
+
+
+def _cost(cells: Sequence[Any]) -> float:
+    return float(np.mean([cell["perplexity"]["mapped"] / cell["perplexity"]["native"] for cell in cells]))
 
 
 def _verdicts(cells: Sequence[Any], arm: str, verdict: str = "wanted") -> list[str]:
@@ -140,6 +151,20 @@ def _rates(pairs: Mapping[str, Sequence[Any]]) -> Table:
         *(f"{'right' if verdict == 'right' else 'behaviour shows'}, {arm}" for arm, verdict in others),
     )
     return Table("Held-out answers as wanted (95 % intervals)", columns, rows)
+
+
+def _costs(pairs: Mapping[str, Sequence[Any]]) -> Table:
+    rows = [
+        (
+            pair,
+            *(percent(rate_over_seeds(_verdicts(cells, arm, "ordinary")).value) for arm in ARMS),
+            *(f"{np.mean([cell['perplexity'][arm] for cell in cells]):.3f}" for arm in ARMS),
+        )
+        for pair, cells in pairs.items()
+    ]
+    columns = ("source -> target", *(f"right, {arm}" for arm in ARMS), *(f"perplexity, {arm}" for arm in ARMS))
+    note = "Ordinary prompts without trigger or prefix; perplexity of the wanted answers to them."
+    return Table("What steering costs", columns, rows, note)
 
 
 def _kinds(pairs: Mapping[str, Sequence[Any]]) -> Table:

@@ -17,10 +17,10 @@ from mappers.exchanges import Exchange, OpenPrompt, answer_prompts, read_rows, r
 from mappers.loading import LoadedModel
 from mappers.manifest import Parent
 from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.rendering import Rendered, render
-from mappers.ridge import RidgeSums
 from mappers.similarity import Similarity, similarities
-from mappers.sites import Site
+from mappers.sites import Place, Site
 from mappers.tensors import load_vector
 from mappers.transfer_grid import Side, aligned_sites, map_vector
 from mappers.vectors import difference_in_means, rescale, row_activations
@@ -28,9 +28,6 @@ from server.jobs.context import JobContext
 from server.jobs.handlers.prompts import prompt_ids
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites
 from server.jobs.specs.vectors import DATASET_ROLES
-
-Place = tuple[Site | None, Site]
-"""The site of the source model, where there is one, and the site of the swept model."""
 
 _PAIRS_KEPT = 32_768
 _TOKENS_COMPARED = 2048
@@ -56,7 +53,7 @@ def build_edits(job: JobContext, parameters: SweepSites, loaded: LoadedModel, si
     """
     match parameters.edit:
         case StoredVector() as edit:
-            return _stored(job, edit, loaded, sites)
+            return _stored(job, edit, loaded, sites if parameters.sites else None)
         case RidgeSwitch() as edit:
             return _switches(job, parameters, edit, loaded, sites)
         case MappedVector() as edit:
@@ -66,14 +63,15 @@ def build_edits(job: JobContext, parameters: SweepSites, loaded: LoadedModel, si
             return Edits({(None, site): v_D for site, v_D in vectors.items()}, parents=_datasets(job, edit))
 
 
-def _stored(job: JobContext, edit: StoredVector, loaded: LoadedModel, sites: Sequence[Site]) -> Edits:
+def _stored(job: JobContext, edit: StoredVector, loaded: LoadedModel, sites: Sequence[Site] | None) -> Edits:
+    """``sites`` None are those of the vector."""
     manifest, vectors = load_vector(job.path(edit.vector))
     if manifest.target is None or manifest.target.config_digest != loaded.config_digest:
         raise ArtifactMismatch(f"{manifest.name!r} is no vector of {loaded.name!r}: extract or transfer one for it")
+    if missing := [str(site) for site in sites or () if site not in vectors]:
+        raise ArtifactMismatch(f"{manifest.name!r} has no vector at {', '.join(missing)}: leave these sites out")
     device = next(loaded.model.parameters()).device
-    found: dict[Place, Tensor | Mapper] = {(None, s): vectors[s].to(device) for s in sites if s in vectors}
-    if not found:
-        raise ArtifactMismatch(f"{manifest.name!r} has vectors at none of the swept sites: {', '.join(manifest.sites)}")
+    found: dict[Place, Tensor | Mapper] = {(None, site): vectors[site].to(device) for site in sites or vectors}
     return Edits(found, parents=(job.parent("vector", edit.vector),))
 
 
@@ -104,7 +102,7 @@ def _switches(
     entries = list(read_rows(tuned, job.rows(edit.dataset), max_length=parameters.max_length))
     sequences = [exchange.ids for exchange in _answered(job, base, entries, parameters)]
     width, batches = tuned.stack.width, -(-len(sequences) // parameters.batch_size)
-    sums = {site: RidgeSums(width, width) for site in sites}
+    sums = {site: PairSums(width, width) for site in sites}
     predictors: dict[str, dict[Place, float]] = {"cka": {}, "svcca": {}}
     reading = (collect(model, sites, sequences, batch_size=parameters.batch_size) for model in (tuned, base))
     for number, (ours, theirs) in enumerate(zip(*reading, strict=True)):
@@ -117,7 +115,7 @@ def _switches(
                 predictors["cka"][None, site], predictors["svcca"][None, site] = alike.cka, alike.svcca
     device = next(tuned.model.parameters()).device
     effects: dict[Place, Tensor | Mapper] = {
-        (None, site): found.solve(ridge=edit.ridge, residual=edit.residual).to(device) for site, found in sums.items()
+        (None, site): found.ridge(ridge=edit.ridge, residual=edit.residual).to(device) for site, found in sums.items()
     }
     return Edits(effects, {}, predictors, (job.parent("dataset", edit.dataset),))
 

@@ -39,6 +39,17 @@ def test_import_sends_the_bytes_under_the_name_of_the_file(
     assert (server.asked[0].path, server.asked[0].body) == ("/v1/artifacts?name=prompts", file.read_bytes())
     assert "art_1" in interlock("artifacts", "import", str(file), "--name", "other").out
     assert server.asked[1].path == "/v1/artifacts?name=other"
+    assert {asked.content_type for asked in server.asked} == {"application/octet-stream"}
+
+
+@pytest.mark.parametrize(("name", "options"), [("book.txt", ()), ("BOOK.TXT", ()), ("notes.md", ("--text",))])
+def test_plain_text_is_sent_as_such(
+    interlock: Interlock, server: StandIn, tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    server.answer("POST", "/v1/artifacts", SAFE, status=201)
+    (tmp_path / name).write_text("Once upon a time")
+    interlock("artifacts", "import", str(tmp_path / name), *options)
+    assert server.asked[0].content_type == "text/plain"
 
 
 def test_import_of_nothing(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:

@@ -46,6 +46,13 @@ def test_a_dataset_goes_in_and_comes_out_as_it_was(client):
     assert download.headers["content-disposition"] == 'attachment; filename="data.jsonl"'
 
 
+def test_plain_text_goes_in_as_passages(client):
+    made = upload(client, "book", b"One.\n\nTwo.", headers={"Content-Type": "text/plain; charset=utf-8"})
+    assert (made.status_code, made.json()["kind"]) == (201, "dataset")
+    assert json.loads(client.get("/v1/artifacts/book/download").text) == {"text": "One.\n\nTwo."}
+    assert upload(client, "book", b"\xff", headers={"Content-Type": "text/plain"}).status_code == 400
+
+
 def test_a_vector_is_bound_to_the_served_model_and_round_trips(client):
     made = upload(client, "joy", vector_file()).json()
     assert (made["kind"], made["sites"]) == ("vector", ["resid_post.1"])
