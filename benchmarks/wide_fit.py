@@ -1,4 +1,4 @@
-"""``python -m benchmarks.wide_fit KIND WIDTH THREADS``: one fit in closed form on random activations, and by how much the process grew.
+"""``python -m benchmarks.wide_fit KIND WIDTH THREADS``: how far one fit on random activations makes the process grow.
 
 Prints JSON: ``growth_mib``, the peak of the resident set over what it was before, and ``seconds``.
 """
