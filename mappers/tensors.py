@@ -1,4 +1,4 @@
-"""Switches, mappers and vectors as safetensors: each saved and loaded by two adjacent functions.
+"""Switches, mappers, vectors and probes as safetensors: each saved and loaded by two adjacent functions.
 
 A folder holds ``tensors.safetensors`` and ``manifest.json``. The tensor file's header repeats the manifest (without
 ``files``), so that the one file is the whole artifact when it is downloaded or uploaded. Everything is float32.
@@ -21,6 +21,7 @@ from mappers.artifact import verify as verify_files
 from mappers.errors import ArtifactCorrupt, ArtifactMismatch
 from mappers.manifest import ArtifactKind, Manifest
 from mappers.modules import AffineMapper, AutoencoderMapper, Mapper
+from mappers.probes import Probe
 from mappers.sites import Site
 
 
@@ -67,6 +68,23 @@ def load_vector(folder: Path, *, verify: bool = True) -> tuple[Manifest, dict[Si
     """Reads what :func:`save_vector` wrote, ``v_D`` per site; errors as :func:`load_switch`."""
     manifest, tensors = _load(folder, "vector", verify=verify)
     return manifest, {site: tensors[str(site)] for site in manifest.target_sites}
+
+
+def save_probe(folder: Path, probe: Probe, manifest: Manifest) -> Manifest:
+    """Writes the probe of the manifest's one site; its thresholds are those of the manifest; as :func:`save_switch`."""
+    _expect(manifest, "probe")
+    (site,) = manifest.sites
+    tensors = {f"{site}.weight": probe.weight_D.detach().float(), f"{site}.bias": torch.tensor([probe.bias])}
+    return _save(folder, tensors, manifest)
+
+
+def load_probe(folder: Path, *, verify: bool = True) -> tuple[Manifest, dict[Site, Probe]]:
+    """Reads what :func:`save_probe` wrote; errors as :func:`load_switch`."""
+    manifest, tensors = _load(folder, "probe", verify=verify)
+    facts, (site,) = manifest.probe, manifest.target_sites
+    assert facts is not None, "a manifest of a probe says how it is read"
+    weight_D, bias = tensors[f"{site}.weight"], float(tensors[f"{site}.bias"])
+    return manifest, {site: Probe(weight_D, bias, facts.on, facts.off)}
 
 
 def _expect(manifest: Manifest, kind: ArtifactKind) -> None:

@@ -15,12 +15,12 @@ SUFFIXES = {"dataset": ".jsonl"}
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
-app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers and datasets.")
+app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers, probes and datasets.")
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper or dataset.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper, probe or dataset.")] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,

@@ -11,6 +11,7 @@ from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
 from server.jobs.specs.common import SiteIn
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
+from server.jobs.specs.probes import TrainProbe, TrainProbeJob
 from server.jobs.specs.vectors import (
     DATASET_ROLES,
     ExtractVector,
@@ -43,6 +44,8 @@ class Checker:
                 self._extract_vector(parameters)
             case TransferVectorJob(parameters=parameters):
                 self._transfer_vector(parameters)
+            case TrainProbeJob(parameters=parameters):
+                self._train_probe(parameters)
         return dict(self._inputs)
 
     def _train_switch(self, parameters: TrainSwitch) -> None:
@@ -81,6 +84,11 @@ class Checker:
         elif parameters.rescale is not None:
             self._model_of(mapper, "target")
             self._datasets_of(vector, "parameters.rescale")
+
+    def _train_probe(self, parameters: TrainProbe) -> None:
+        self._served_sites(parameters.sites, "parameters.sites")
+        for role in DATASET_ROLES:
+            self._artifact(getattr(parameters, role), "dataset", f"parameters.{role}")
 
     def _artifact(self, reference: str, kind: str, param: str) -> ArtifactRecord:
         record = self._artifacts.get(reference, kind=kind, owner=self._owner, param=param)

@@ -12,10 +12,12 @@ from server.jobs.channel import Channel
 from server.jobs.context import JobContext
 from server.jobs.handlers.extract_vector import extract_vector
 from server.jobs.handlers.train_mapper import train_mapper
+from server.jobs.handlers.train_probe import train_probe
 from server.jobs.handlers.train_switch import train_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
 
@@ -42,5 +44,7 @@ def _run(context: JobContext, order: WorkOrder) -> None:
             extract_vector(context, parameters)
         case TransferVectorJob(parameters=parameters):
             transfer_vector(context, parameters)
+        case TrainProbeJob(parameters=parameters):
+            train_probe(context, parameters)
         case _:
             assert_never(order.spec)

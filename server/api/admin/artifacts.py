@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors and datasets; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, probes and datasets; uploads are raw bodies, counted as they arrive."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
-Kind = Literal["switch", "mapper", "vector", "dataset"]
+Kind = Literal["switch", "mapper", "vector", "probe", "dataset"]
 ArtifactName = Annotated[Name, Path(description="Name or id")]
 
 

@@ -11,7 +11,10 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
-JobSpec = Annotated[TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob, Field(discriminator="kind")]
+JobSpec = Annotated[
+    TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob | TrainProbeJob, Field(discriminator="kind")
+]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)

@@ -14,7 +14,13 @@ SWITCH = {"base": "base", "dataset": "d", "sites": [{"layer": 2}]}
 MAPPER = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
 VECTOR = {"positive": "a", "negative": "b", "sites": [{"layer": 2}]}
 TRANSFER = {"vector": "v", "mapper": "m"}
-MINIMAL = {"train_switch": SWITCH, "train_mapper": MAPPER, "extract_vector": VECTOR, "transfer_vector": TRANSFER}
+MINIMAL = {
+    "train_switch": SWITCH,
+    "train_mapper": MAPPER,
+    "extract_vector": VECTOR,
+    "transfer_vector": TRANSFER,
+    "train_probe": VECTOR,
+}
 
 
 def read(kind: str, **changes: Any) -> Any:
