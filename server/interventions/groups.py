@@ -54,8 +54,12 @@ class Group:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """Groups of different tokens, one behind the other in ``tokens_K``, which is None where that is every token."""
+    """Groups of different tokens, one behind the other in ``tokens_K``, which is None where that is every token.
+
+    ``gate_K`` are the places of their gates in the forward's mask of open gates, None where no token has a gate.
+    """
 
     tokens_K: Tensor | None
     meter_K: Tensor
     groups: tuple[Group, ...]
+    gate_K: Tensor | None = None
