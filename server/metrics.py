@@ -68,6 +68,13 @@ class Metrics:
             "interlock_intervention_tokens", "Token positions changed", ["model_name", "kind"], registry=registry
         )
 
+        self._gate_hits = Counter(
+            "interlock_gate_hits",
+            "Tokens of finished rows at which the gate of an intervention was open",
+            ["model_name", "kind", "name"],
+            registry=registry,
+        )
+
     def render(self, generations: Iterable[GenerationInfo], stats: EngineStats, memory: MemoryPlan) -> bytes:
         """The exposition text; ``generations`` and ``stats`` are the engine's at this moment."""
         self._kv_usage.set(stats.kv_promised / memory.kv)
@@ -87,6 +94,8 @@ class Metrics:
         for receipt in receipts:
             self._interventions.labels(self._model, receipt.kind).inc()
             self._touched.labels(self._model, receipt.kind).inc(receipt.prompt_tokens + receipt.generated_tokens)
+            if receipt.gate_hits is not None:
+                self._gate_hits.labels(self._model, receipt.kind, receipt.name).inc(receipt.gate_hits)
 
 
 @dataclass(slots=True)

@@ -146,7 +146,8 @@ class Receipt:
 
     ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``, as far as they were
     computed for this request. Token counts are positions touched at the first of ``sites``, reused ones included.
-    ``gate_hits`` are the tokens at which the gate was open, touched or not; None for an intervention without a gate.
+    ``gate`` is the digest of the probe and ``gate_hits`` the tokens at which the gate was open, touched or not; both
+    None for an intervention without a gate.
     """
 
     kind: str
@@ -157,6 +158,7 @@ class Receipt:
     prompt_tokens: int
     generated_tokens: int
     mean_relative_change: float
+    gate: str | None = None
     gate_hits: int | None = None
 
 

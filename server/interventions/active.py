@@ -65,5 +65,6 @@ class ActiveIntervention:
             prompt_tokens=self.prompt_tokens if gated is None else gated.prompt_tokens,
             generated_tokens=self.generated_tokens if gated is None else gated.generated_tokens,
             mean_relative_change=change if math.isfinite(change) else 0.0,
+            gate=None if self.resolved.gate_mark is None else self.resolved.gate_mark.digest,
             gate_hits=None if gated is None else gated.hits,
         )

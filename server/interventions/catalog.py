@@ -128,7 +128,7 @@ class Catalog:
         hold = FOREVER
         if spec.hold is not None:
             off, hold = -math.inf, FOREVER if spec.hold == "forever" else spec.hold + 1
-        return Gate(spec.probe, GateMark(site, artifact.digest, on, off, hold), probe)
+        return Gate(GateMark(site, artifact.digest, on, off, hold), probe)
 
     def forget(self, artifact_id: str) -> None:
         """Drops a deleted artifact from the device; requests already running keep their tensors."""

@@ -42,7 +42,6 @@ class GateMark:
 class Gate:
     """A gate of an intervention, its probe (``weight_D`` in float32) on the device."""
 
-    name: str
     mark: GateMark
     probe: Probe
 

@@ -13,7 +13,10 @@ from server.types import FinishReason
 
 
 class ReceiptOut(TypedDict):
-    """What one intervention really did to one choice. ``gate_hits`` is null for an intervention without a gate."""
+    """What one intervention really did to one choice.
+
+    ``gate`` is the digest of the probe it waited for, ``gate_hits`` the tokens at which that let it act; null without.
+    """
 
     choice: int
     kind: str
@@ -24,6 +27,7 @@ class ReceiptOut(TypedDict):
     prompt_tokens: int
     generated_tokens: int
     mean_relative_change: float
+    gate: str | None
     gate_hits: int | None
 
 

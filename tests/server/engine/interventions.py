@@ -46,7 +46,7 @@ def gate(layer=0, seed=0, on=0.0, off=None, hold=None) -> Gate:
     """With hysteresis; with ``hold`` for so many tokens after the one at which it opens."""
     probe = Probe(direction(seed), 0.1, on, on if off is None else off)
     low, tokens = (probe.off, FOREVER) if hold is None else (-math.inf, hold + 1)
-    return Gate(f"probe-{seed}", GateMark(Site(layer), f"probe-{seed}", on, low, tokens), probe)
+    return Gate(GateMark(Site(layer), f"probe-{seed}", on, low, tokens), probe)
 
 
 def gated(resolved: ResolvedIntervention, by: Gate | None = None, **how) -> ResolvedIntervention:
