@@ -80,7 +80,7 @@ class GateRule(_Part):
     hold: Annotated[int, Field(ge=0, le=2**20)] | Literal["forever"] | None = None
 
     def is_met_by(self, gate: GateSpec, probes: Set[str]) -> bool:
-        """Whether ``gate``, whose probe goes by the names ``probes``, is the gate asked for, neither wider nor closer."""
+        """Whether ``gate``, whose probe goes by the names ``probes``, is this one, with these very settings."""
         asked = (self.threshold, self.release, self.hold)
         return self.probe in probes and (gate.threshold, gate.release, gate.hold) == asked
 

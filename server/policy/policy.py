@@ -198,7 +198,7 @@ class Policy:
             self._check_gate(one)
 
     def _check_gate(self, one: Named) -> None:
-        """A required gate can be neither left out nor widened. Two rules may contradict each other: nothing meets both."""
+        """A required gate can be neither left out nor widened. Where two rules contradict each other, nothing fits."""
         for rule in (rule for name, rule in self.document.gates.items() if name in one.names):
             if one.setting.gate is None or not rule.is_met_by(one.setting.gate, one.probes):
                 raise NotPermitted(

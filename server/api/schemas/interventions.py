@@ -79,8 +79,8 @@ class GateIn(StrictModel):
     """Lets an intervention act only while a probe says so.
 
     The probe reads every token of the row, before any intervention at its site. The gate opens at a token that scores
-    above ``threshold``, and closes at a later one that scores below ``release``; with ``hold`` it stays open for so many
-    tokens after the one at which it opened last, or forever, whatever they score.
+    above ``threshold``, and closes at a later one that scores below ``release``; with ``hold`` it stays open for so
+    many tokens after the last one that opened it, or forever, whatever they score.
     """
 
     probe: Name
@@ -94,7 +94,7 @@ class GateIn(StrictModel):
     def _fields_fit_together(self) -> Self:
         if self.hold is not None and self.release is not None:
             raise misused("release", 'has no effect beside "hold": leave one of them out')
-        if None not in (self.threshold, self.release) and self.release > self.threshold:  # type: ignore[operator]
+        if self.threshold is not None and self.release is not None and self.release > self.threshold:
             raise misused("release", 'must not be above "threshold"')
         return self
 
