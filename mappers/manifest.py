@@ -12,12 +12,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Strin
 from mappers.mapper_config import MAX_WIDTH, MapperConfig
 from mappers.sites import Site
 
-ArtifactKind = Literal["switch", "mapper", "vector", "probe", "dataset"]
+ArtifactKind = Literal["switch", "mapper", "vector", "probe", "dataset", "report", "activations"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 TENSOR_FILE = "tensors.safetensors"
 ROWS_FILE = "rows.jsonl"
 MAX_ROC_POINTS = 64
+REPORT_FILE = "report.json"
+MAX_FILES = 400
 _MAX_JSON = 65_536
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -85,10 +87,10 @@ class ProbeFacts(_Part):
 class Manifest(_Part):
     """Everything about an artifact that is not a tensor or a row.
 
-    ``sites`` are those of the target model, ``source_sites`` those a mapper reads. ``norms`` holds the Euclidean norm
-    of a vector per target site; ``probe`` says how a probe is read, ``transfer`` how a transferred vector came about.
-    ``training`` describes the distribution a fit has seen (datasets with digests, tokens, losses, steps, seed),
-    ``effect`` what was measured.
+    ``sites`` are those of the target model (which for activations is the one that was read), ``source_sites`` those a
+    mapper reads. ``norms`` holds the Euclidean norm of a vector per target site; ``probe`` says how a probe is read,
+    ``transfer`` how a transferred vector came about. ``training`` describes the distribution a fit has seen (datasets
+    with digests, tokens, losses, steps, seed), ``effect`` what was measured.
 
     Raises pydantic's ValidationError (a ValueError) where parts contradict each other.
     """
@@ -97,14 +99,14 @@ class Manifest(_Part):
     kind: ArtifactKind
     name: Name
     created_at: str = Field(max_length=40)
-    files: dict[Name, FileEntry] = Field(default_factory=dict, max_length=16)
+    files: dict[Name, FileEntry] = Field(default_factory=dict, max_length=MAX_FILES)
     target: ModelBinding | None = None
     source: ModelBinding | None = None
     sites: tuple[SiteText, ...] = Field(default=(), max_length=512)
     source_sites: tuple[SiteText, ...] = Field(default=(), max_length=512)
     mapper: MapperConfig | None = None
     probe: ProbeFacts | None = None
-    dtype: Literal["float32"] | None = None
+    dtype: Literal["float32", "float16"] | None = None
     training: dict[Key, JsonValue] = Field(default_factory=dict, max_length=64)
     effect: dict[Key, FiniteFloat] = Field(default_factory=dict, max_length=64)
     parents: tuple[Parent, ...] = Field(default=(), max_length=64)
@@ -128,7 +130,7 @@ class Manifest(_Part):
         return tuple(Site.parse(site) for site in self.sites)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape of every tensor the artifact has to hold (float32); empty for a dataset."""
+        """Tensor name -> shape of every float32 tensor that it has to hold; empty for what holds none, and shards."""
         if self.kind == "vector" and self.target is not None:
             return dict.fromkeys(self.sites, (self.target.width,))
         if self.kind == "probe" and self.target is not None:
@@ -146,16 +148,22 @@ def _probe_shapes(width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
 def _check_kind(manifest: Manifest) -> None:
     """Each kind has the parts that :meth:`Manifest.tensor_shapes` and the catalogue rely on."""
     kind, target, mapper = manifest.kind, manifest.target, manifest.mapper
+    if (kind == "probe") != (manifest.probe is not None) or (kind == "probe" and len(manifest.sites) != 1):
+        raise ValueError("a probe, and nothing else, has the part probe, and it has one site")
     if kind == "dataset":
-        if target is not None or manifest.sites or mapper is not None or manifest.probe is not None:
-            raise ValueError("target, sites, mapper and probe are no part of a dataset")
+        if target is not None or manifest.sites or mapper is not None:
+            raise ValueError("target, sites and mapper are no part of a dataset")
+        return
+    if kind == "report":
+        if mapper is not None or manifest.dtype is not None:
+            raise ValueError("mapper and dtype are no part of a report, which holds no tensors")
         return
     if target is None or not manifest.sites or manifest.dtype is None:
         raise ValueError(f"a {kind} needs target, sites and dtype")
-    if (kind in ("vector", "probe")) != (mapper is None):
+    if manifest.dtype != "float32" and kind != "activations":
+        raise ValueError(f"a {kind} is float32")
+    if (kind in ("vector", "probe", "activations")) != (mapper is None):
         raise ValueError(f"mapper is {'no part' if mapper else 'a needed part'} of a {kind}")
-    if (kind == "probe") != (manifest.probe is not None) or (kind == "probe" and len(manifest.sites) != 1):
-        raise ValueError("a probe, and nothing else, has the part probe, and it has one site")
     if mapper is not None and mapper.d_target != target.width:
         raise ValueError(f"mapper.d_target is {mapper.d_target}, but the target's width is {target.width}")
     if kind == "switch" and mapper is not None and mapper.d_source != mapper.d_target:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from mappers.activations.collect import collect
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
-from mappers.modules import AffineMapper, Mapper
+from mappers.modules import AutoencoderMapper, Mapper
 from mappers.sites import Site
 
 Position = Literal["last", "mean"]
@@ -58,8 +58,8 @@ def transfer_by_pairs(mapper: Mapper, positive_RS: Tensor, negative_RS: Tensor) 
 
 def transfer_linear(mapper: Mapper, v_S: Tensor) -> Tensor:
     """``W v``, shape ``(D,)``; raises DataError for a mapper that is not affine."""
-    if not isinstance(mapper, AffineMapper):
-        raise DataError("rule 'linear' needs an affine mapper (ridge or affine): use rule 'pairs' for an autoencoder")
+    if isinstance(mapper, AutoencoderMapper):
+        raise DataError("rule 'linear' needs an affine mapper, of any kind: use rule 'pairs' for an autoencoder")
     return mapper.linear_part() @ v_S
 
 

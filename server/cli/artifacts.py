@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,16 +12,19 @@ from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
 from server.cli.root import command_app
 
-SUFFIXES = {"dataset": ".jsonl"}
+SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
-app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers, probes and datasets.")
+app = command_app(
+    no_args_is_help=True,
+    help="List, import and export switches, vectors, mappers, probes, datasets, reports and activations.",
+)
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper, probe or dataset.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="One kind only, such as switch or report.")] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -51,19 +55,21 @@ def show(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_jso
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF or JSON lines.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF, JSON lines or text.")],
     name: Annotated[str | None, typer.Option("--name", help="Name to give it. Default: that of the file.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Plain text, as a file named *.txt is anyway.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a file: what it holds is read from its content, never from its name.
+    """Import a file: what it holds is read from its content; only plain text is known by its name or by --text.
 
-    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, or a
-    dataset as JSON lines: {"messages": [...]}, {"prompt", "completion"} or {"text"}.
+    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, a dataset
+    as JSON lines ({"messages": [...]}, {"prompt", "completion"} or {"text"}), or plain text, cut into passages.
     """
+    content_type = "text/plain" if text or file.suffix.lower() == ".txt" else "application/octet-stream"
     with Client(url, api_key) as client:
-        answer = client.upload("/v1/artifacts", file, "application/octet-stream", name=name or file.stem)
+        answer = client.upload("/v1/artifacts", file, content_type, name=name or file.stem)
     if as_json:
         print_json(answer)
     else:
@@ -76,18 +82,27 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
     ] = None,
+    file: Annotated[
+        str | None, typer.Option("--file", help="One of a report's or collection's files, such as heatmap.png.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export an artifact as one file that can be imported again, here or on another server."""
+    """Export an artifact as one file that can be imported again, here or on another server.
+
+    Activations become a folder of shards with their manifest, for programs to read; they cannot be imported.
+    """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
-        target = out or Path(Path(record["name"]).name + SUFFIXES.get(record["kind"], ".safetensors"))
+        name = Path(record["name"]).name
+        target = out or Path(f"{name}-{file}" if file else name + SUFFIXES.get(record["kind"], ".safetensors"))
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        size = client.download(f"/v1/artifacts/{record['id']}/download", target)
+        place = f"/v1/artifacts/{record['id']}/download"
+        whole = record["kind"] == "activations" and file is None
+        size = _export_shards(client, place, record, target) if whole else client.download(place, target, file=file)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:
@@ -103,3 +118,11 @@ def delete(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_j
         print_json({"deleted": artifact})
     else:
         typer.echo(f"deleted {artifact}")
+
+
+def _export_shards(client: Client, place: str, record: dict[str, Any], folder: Path) -> int:
+    """Every file of the manifest and, last, the manifest; returns their size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(Path(name).name for name in record["manifest"]["files"])
+    size = sum(client.download(place, folder / name, file=name) for name in names)
+    return size + (folder / "manifest.json").write_text(json.dumps(record["manifest"]), encoding="utf-8")

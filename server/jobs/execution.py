@@ -10,14 +10,20 @@ from transformers.utils.logging import disable_progress_bar
 from mappers.errors import TrainingError
 from server.jobs.channel import Channel
 from server.jobs.context import JobContext
+from server.jobs.handlers.collect_activations import collect_activations
 from server.jobs.handlers.extract_vector import extract_vector
+from server.jobs.handlers.generate_dataset import generate_dataset
+from server.jobs.handlers.sweep_sites import sweep_sites
 from server.jobs.handlers.train_mapper import train_mapper
 from server.jobs.handlers.train_probe import train_probe
 from server.jobs.handlers.train_switch import train_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
+from server.jobs.specs.activations import CollectActivationsJob
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbeJob
+from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
 
@@ -36,6 +42,8 @@ def execute(order: WorkOrder, channel: Channel) -> None:
 
 def _run(context: JobContext, order: WorkOrder) -> None:
     match order.spec:
+        case CollectActivationsJob(parameters=parameters):
+            collect_activations(context, parameters)
         case TrainSwitchJob(parameters=parameters):
             train_switch(context, parameters)
         case TrainMapperJob(parameters=parameters):
@@ -46,5 +54,9 @@ def _run(context: JobContext, order: WorkOrder) -> None:
             transfer_vector(context, parameters)
         case TrainProbeJob(parameters=parameters):
             train_probe(context, parameters)
+        case SweepSitesJob(parameters=parameters):
+            sweep_sites(context, parameters)
+        case GenerateDatasetJob(parameters=parameters):
+            generate_dataset(context, parameters)
         case _:
             assert_never(order.spec)

@@ -10,11 +10,22 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from server.jobs.specs.activations import CollectActivationsJob
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbeJob
+from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
-JobSpec = Annotated[
-    TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob | TrainProbeJob, Field(discriminator="kind")
-]
+_JobSpec = (
+    CollectActivationsJob
+    | TrainSwitchJob
+    | TrainMapperJob
+    | ExtractVectorJob
+    | TransferVectorJob
+    | TrainProbeJob
+    | SweepSitesJob
+    | GenerateDatasetJob
+)
+JobSpec = Annotated[_JobSpec, Field(discriminator="kind")]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)

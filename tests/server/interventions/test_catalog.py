@@ -15,8 +15,8 @@ from mappers.tensors import load_switch, save_probe, save_switch, save_vector
 from server.errors import InvalidRequest, NotFound
 from server.interventions import catalog as catalog_module
 from server.interventions.catalog import Catalog
-from server.registry.artifacts import ArtifactRecord
 from server.interventions.gates import FOREVER, GateMark
+from server.registry.artifacts import ArtifactRecord
 from server.types import GateSpec, InlineVector, InterventionSpec, ModelInfo
 from tests.server.engine.interventions import mapper
 

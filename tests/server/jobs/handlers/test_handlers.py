@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mappers.activations.shards import read_activations
 from mappers.artifact import artifact_id, verify
+from mappers.dataset import dataset_rows
 from mappers.errors import ArtifactMismatch, DataError
 from mappers.loading import load_model
 from mappers.manifest import Manifest
@@ -110,7 +112,7 @@ def test_a_switch_is_trained_on_the_base_models_answers(run, dataset, tiny_model
     assert isinstance(training["tokens"], int)
     assert training["tokens"] > 8 * 5
     assert training["dataset"]["rows"] == 10
-    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1}
+    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1, "cosine": 0.0}
     h_D = torch.randn(1, 32)
     assert not torch.equal(mappers[Site(0)](h_D), h_D)
 
@@ -154,10 +156,12 @@ def test_a_damaged_checkpoint_costs_time_only(run, dataset, tmp_path):
     assert again.files["tensors.safetensors"] == whole.files["tensors.safetensors"]
 
 
-@pytest.mark.parametrize("kind", ["ridge", "affine"])
-def test_other_kinds_of_switch_at_two_sites(run, dataset, kind):
-    settings = {name: value for name, value in SWITCH.items() if name != "hidden"} | {"mapper": kind}
-    if kind == "ridge":
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("ridge", {}), ("affine", {}), ("procrustes", {}), ("low_rank", {"rank": 4})]
+)
+def test_other_kinds_of_switch_at_two_sites(run, dataset, kind, extra):
+    settings = {name: value for name, value in SWITCH.items() if name != "hidden"} | {"mapper": kind} | extra
+    if kind != "affine":
         settings = {name: value for name, value in settings.items() if name not in ("steps", "learning_rate")}
     settings["sites"] = [{"layer": 1}, {"layer": 0}]
     manifest, folder = run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
@@ -174,7 +178,15 @@ def test_same_order_gives_the_same_artifact_id(run, dataset):
     assert artifact_id(first) == artifact_id(second)
 
 
-@pytest.mark.parametrize(("kind", "extra"), [("ridge", {}), ("autoencoder", {"steps": 4, "hidden": 8})])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("ridge", {}),
+        ("procrustes", {"scale": False}),
+        ("low_rank", {"rank": 3}),
+        ("autoencoder", {"steps": 4, "hidden": 8, "loss": {"mse": 1.0, "cosine": 0.5}}),
+    ],
+)
 def test_a_mapper_between_models_of_other_tokenizer_and_width(run, dataset, kind, extra):
     manifest, folder = run(
         "train_mapper",
@@ -283,8 +295,139 @@ def test_a_model_that_was_replaced_under_its_name_is_refused(run, bridge, tiny_m
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"max_length": 3}, "max_length"), ({"base": "small"}, "layers of width"), ({"sites": [{"layer": 9}]}, "layer 9")],
+    [
+        ({"mixed_precision": True}, "needs a GPU"),
+        (
+            {"mapper": "low_rank", "rank": 40, "hidden": None, "steps": None, "learning_rate": None},
+            "smaller width is 32",
+        ),
+        ({"max_length": 3}, "max_length"),
+        ({"base": "small"}, "layers of width"),
+        ({"sites": [{"layer": 9}]}, "layer 9"),
+    ],
 )
 def test_what_cannot_be_trained_says_why(run, dataset, changes, message):
+    settings = {name: value for name, value in (SWITCH | changes).items() if value is not None}
     with pytest.raises((DataError, ArtifactMismatch), match=message):
-        run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **SWITCH | changes)
+        run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
+
+
+EARLY: dict[str, Any] = SWITCH | {"steps": 40, "validate_every": 2, "patience": 2, "learning_rate": 0.5}
+
+
+def test_early_stopping_survives_interruptions(run, dataset):
+    data = {"d": dataset("d", ANSWERED)}
+    manifest, folder = run("train_switch", "safe", data, **EARLY)
+    whole = tensors(folder)
+    assert manifest.training["best_step"] < manifest.training["steps_done"] < 40
+    for attempt in range(1, 20):
+        try:
+            _, folder = run("train_switch", "safe", data, **EARLY, job_id="job_2", attempt=attempt, stop=_SetAfter(6))
+            break
+        except StopRequested:
+            continue
+    assert attempt >= 2
+    assert tensors(folder) == whole
+
+
+def test_the_papers_preset_says_what_it_did(run, dataset):
+    settings = {"base": "base", "dataset": "d", "sites": [{"layer": 0}], "preset": "paper", "batch_size": 2}
+    manifest, _ = run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
+    assert manifest.mapper is not None
+    assert (manifest.mapper.hidden_width, manifest.mapper.residual) == (32, False)
+    used = manifest.training["parameters"]
+    assert (used["preset"], used["epochs"], used["accumulate"], used["batch_size"]) == ("paper", 3, 4, 2)
+    assert (used["mse_form"], used["learning_rate"]) == ("plain", 1e-4)
+    assert manifest.training["steps_done"] == 2, "5 rows make 2 batches an epoch, 6 batches make 2 steps of 4"
+
+
+def test_a_mapper_by_the_preset_counts_its_batch_in_texts(run, dataset):
+    sites = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
+    manifest, _ = run("train_mapper", "m", {"d": dataset("d", ANSWERED)}, **sites, preset="paper", batch_texts=2)
+    training = manifest.training
+    assert training["pairs_a_batch"] == round(2 * training["tokens"] / training["texts"])
+
+
+def test_a_model_writes_its_own_dataset(run, dataset, artifacts):
+    asked = {"rows": 8, "batch_size": 3, "max_new_tokens": 5, "seed": 3}
+    manifest, folder = run("generate_dataset", "own", {}, **asked)
+    rows = list(dataset_rows(folder))
+    assert 1 <= len(rows) == manifest.training["rows"] <= 8
+    assert manifest.training["drawn"] == 8
+    assert all(row.turns[0].role == "user" and row.answer for row in rows)
+    assert manifest.training["model"]["model"] == "tuned"
+    assert manifest.training["parameters"] == {"model": None, "temperature": 1.0, **asked}
+    for attempt in range(1, 10):
+        try:
+            again, _ = run("generate_dataset", "own", {}, **asked, job_id="job_2", attempt=attempt, stop=_SetAfter(3))
+            break
+        except StopRequested:
+            continue
+    assert attempt >= 2
+    assert again.files == manifest.files
+    other, _ = run("generate_dataset", "own", {}, **asked, model="base", job_id="job_3")
+    assert other.files != manifest.files
+    own = artifacts.register(folder, name="own", owner=None)
+    trained, _ = run("train_switch", "safe", {"d": own}, **SWITCH, job_id="job_4")
+    assert trained.training["dataset"]["id"] == own.id
+
+
+COLLECT: dict[str, Any] = {"dataset": "d", "sites": [{"layer": 2}, {"layer": 0}], "batch_size": 2}
+
+
+def test_activations_are_staged_in_shards(run, dataset, tiny_models):
+    data = {"d": dataset("d", PROMPTS + ANSWERED)}
+    mask = {"special_tokens": True, "massive": 50.0}
+    manifest, folder = run("collect_activations", "acts", data, **COLLECT, model="small", mask=mask, max_length=40)
+    assert (manifest.kind, manifest.dtype, manifest.sites) == (
+        "activations",
+        "float16",
+        ("resid_post.0", "resid_post.2"),
+    )
+    assert manifest.target is not None
+    assert (manifest.target.model, manifest.target.width) == ("small", 16)
+    assert [parent.role for parent in manifest.parents] == ["dataset"]
+    stored = list(read_activations(folder))
+    special = set(load_model(str(tiny_models.small)).tokenizer.all_special_ids)
+    tokens = torch.cat([batch.token_ids_N for batch in stored]).tolist()
+    assert len(tokens) == manifest.training["tokens"] > 50
+    assert not special & set(tokens)
+    assert manifest.training["masked"]["special_tokens"] == 3 * 4 + 3 * 6
+    assert manifest.training["texts"] == 10
+    assert set(torch.cat([batch.text_index_N for batch in stored]).tolist()) == set(range(10))
+
+
+def test_a_collection_that_was_stopped_goes_on(run, dataset, tmp_path):
+    data = {"d": dataset("d", PROMPTS + ANSWERED)}
+    parameters = COLLECT | {"dtype": "float32"}
+    whole, folder = run("collect_activations", "acts", data, **parameters)
+    assert JobFolder(tmp_path / "jobs" / "job_1").shards.exists()
+    with pytest.raises(StopRequested):
+        run("collect_activations", "acts", data, **parameters, job_id="job_2", stop=_SetAfter(4))
+    again, other = run("collect_activations", "acts", data, **parameters, job_id="job_2", attempt=2)
+    assert again.files == whole.files
+    assert {p.name: p.read_bytes() for p in other.glob("*.safetensors")} == {
+        p.name: p.read_bytes() for p in folder.glob("*.safetensors")
+    }
+    JobFolder(tmp_path / "jobs" / "job_2").drop_checkpoints()
+    assert not JobFolder(tmp_path / "jobs" / "job_2").shards.exists()
+    assert verify(other) == again
+
+
+def test_a_mapper_can_leave_out_massive_and_special_tokens(run, dataset):
+    data = {"d": dataset("d", PROMPTS + ANSWERED)}
+    ends = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
+    plain, _ = run("train_mapper", "a", data, **ends)
+    assert plain.training["masked"] == {"special_tokens": 0, "massive": 0}
+    masked, _ = run("train_mapper", "b", data, **ends, mask={"special_tokens": True, "massive": 1.2}, attempt=2)
+    assert masked.training["masked"]["special_tokens"] == 10
+    assert 0 < masked.training["masked"]["massive"] < plain.training["tokens"]
+    assert masked.training["tokens"] < plain.training["tokens"]
+
+
+def test_what_cannot_be_collected_says_why(run, dataset):
+    data = {"d": dataset("d", ANSWERED)}
+    with pytest.raises(DataError, match="max_length"):
+        run("collect_activations", "acts", data, **COLLECT, max_length=3)
+    with pytest.raises(ArtifactMismatch, match="layer 9"):
+        run("collect_activations", "acts", data, **COLLECT | {"sites": [{"layer": 9}]}, model="small", attempt=2)
