@@ -18,6 +18,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 TENSOR_FILE = "tensors.safetensors"
 ROWS_FILE = "rows.jsonl"
 MAX_ROC_POINTS = 64
+MAX_DRIFT_COMPONENTS = 16
 REPORT_FILE = "report.json"
 MAX_FILES = 400
 _MAX_JSON = 65_536
@@ -84,12 +85,28 @@ class ProbeFacts(_Part):
         return self
 
 
+class DriftFacts(_Part):
+    """A monitor of ``components``, and the distances of ``tokens`` that it was not made from (of prompts)."""
+
+    components: int = Field(ge=1, le=MAX_DRIFT_COMPONENTS)
+    tokens: int = Field(ge=1)
+    mean: FiniteFloat
+    std: FiniteFloat
+    p99: FiniteFloat
+
+    def shapes(self, width: int) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> shape."""
+        shapes = (width,), (self.components, width), (self.components + 1,)
+        return dict(zip(("drift_mean", "drift_basis", "drift_variances"), shapes, strict=True))
+
+
 class Manifest(_Part):
     """Everything about an artifact that is not a tensor or a row.
 
     ``sites`` are those of the target model (which for activations is the one that was read), ``source_sites`` those a
     mapper reads. ``norms`` holds the Euclidean norm of a vector per target site; ``probe`` says how a probe is read,
-    ``transfer`` how a transferred vector came about. ``training`` describes the distribution a fit has seen (datasets
+    ``drift`` what a switch with monitors (``mappers.drift``) was trained on, ``transfer`` how a vector was transferred.
+    ``training`` describes the distribution a fit has seen (datasets
     with digests, tokens, losses, steps, seed), ``effect`` what was measured.
 
     Raises pydantic's ValidationError (a ValueError) where parts contradict each other.
@@ -106,6 +123,7 @@ class Manifest(_Part):
     source_sites: tuple[SiteText, ...] = Field(default=(), max_length=512)
     mapper: MapperConfig | None = None
     probe: ProbeFacts | None = None
+    drift: dict[SiteText, DriftFacts] = Field(default_factory=dict, max_length=512)
     dtype: Literal["float32", "float16"] | None = None
     training: dict[Key, JsonValue] = Field(default_factory=dict, max_length=64)
     effect: dict[Key, FiniteFloat] = Field(default_factory=dict, max_length=64)
@@ -138,7 +156,10 @@ class Manifest(_Part):
         if self.mapper is None:
             return {}
         shapes = self.mapper.parameter_shapes()
-        return {f"{site}.{parameter}": shape for site in self.sites for parameter, shape in shapes.items()}
+        found = {f"{site}.{parameter}": shape for site in self.sites for parameter, shape in shapes.items()}
+        for site, facts in self.drift.items():
+            found |= {f"{site}.{name}": shape for name, shape in facts.shapes(self.mapper.d_source).items()}
+        return found
 
 
 def _probe_shapes(width: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
@@ -150,6 +171,8 @@ def _check_kind(manifest: Manifest) -> None:
     kind, target, mapper = manifest.kind, manifest.target, manifest.mapper
     if (kind == "probe") != (manifest.probe is not None) or (kind == "probe" and len(manifest.sites) != 1):
         raise ValueError("a probe, and nothing else, has the part probe, and it has one site")
+    if manifest.drift and (kind != "switch" or not set(manifest.drift) <= set(manifest.sites)):
+        raise ValueError("drift is measured at the sites of a switch only")
     if kind == "dataset":
         if target is not None or manifest.sites or mapper is not None:
             raise ValueError("target, sites and mapper are no part of a dataset")
@@ -175,6 +198,8 @@ def _check_kind(manifest: Manifest) -> None:
 def canonical_json(manifest: Manifest, *, with_files: bool = True) -> bytes:
     """The manifest as UTF-8 JSON with sorted keys and no white space: equal manifests give equal bytes."""
     content = manifest.model_dump(mode="json", exclude=None if with_files else {"files"})
+    # Parts that came later: without them an artifact keeps the id it has always had.
+    content = {name: part for name, part in content.items() if part or name not in ("probe", "drift")}
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

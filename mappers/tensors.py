@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from mappers.artifact import HEADER_KEY, TENSOR_FILE, canonical_json, read_manifest, seal, staged_file
 from mappers.artifact import verify as verify_files
+from mappers.drift import DriftMonitor
 from mappers.errors import ArtifactCorrupt, ArtifactMismatch
 from mappers.manifest import ArtifactKind, Manifest
 from mappers.modules import Mapper, zero_mapper
@@ -25,13 +27,28 @@ from mappers.probes import Probe
 from mappers.sites import Site
 
 
-def save_switch(folder: Path, mappers: Mapping[Site, Mapper], manifest: Manifest) -> Manifest:
-    """Writes one mapper per site and then the manifest; returns it with ``files`` filled in.
+def save_switch(
+    folder: Path,
+    mappers: Mapping[Site, Mapper],
+    manifest: Manifest,
+    monitors: Mapping[Site, DriftMonitor] = MappingProxyType({}),
+) -> Manifest:
+    """Writes mappers, and monitors where there are any, per site; then the manifest, returned with ``files`` filled in.
 
     Raises ArtifactMismatch where the manifest describes other sites, shapes or another kind, or a value is not finite.
     """
     _expect(manifest, "switch")
-    return _save(folder, _flatten(mappers), manifest)
+    watched = {f"{site}.{name}": t for site, one in monitors.items() for name, t in one.tensors().items()}
+    return _save(folder, _flatten(mappers) | watched, manifest)
+
+
+def load_monitors(folder: Path) -> dict[Site, DriftMonitor]:
+    """The monitors of a switch, at the sites that have one; errors as :func:`load_switch`, sha256 left unchecked."""
+    manifest, tensors = _load(folder, "switch", verify=False)
+    return {
+        Site.parse(site): DriftMonitor.of({name: tensors[f"{site}.{name}"] for name in facts.shapes(0)})
+        for site, facts in manifest.drift.items()
+    }
 
 
 def load_switch(folder: Path, *, verify: bool = True) -> tuple[Manifest, dict[Site, Mapper]]:

@@ -23,6 +23,9 @@ _WHOLE_REQUEST_S = (
 )
 
 
+_DRIFT = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
+
+
 class Metrics:
     """The server's metrics in ``registry``; every series carries the label ``model_name``."""
 
@@ -75,6 +78,14 @@ class Metrics:
             registry=registry,
         )
 
+        self._drift = Histogram(
+            "interlock_switch_drift",
+            "Distance of prompts from what the switch was trained on, 1 as on its training prompts",
+            ["model_name", "name"],
+            buckets=_DRIFT,
+            registry=registry,
+        )
+
     def render(self, generations: Iterable[GenerationInfo], stats: EngineStats, memory: MemoryPlan) -> bytes:
         """The exposition text; ``generations`` and ``stats`` are the engine's at this moment."""
         self._kv_usage.set(stats.kv_promised / memory.kv)
@@ -96,6 +107,8 @@ class Metrics:
             self._touched.labels(self._model, receipt.kind).inc(receipt.prompt_tokens + receipt.generated_tokens)
             if receipt.gate_hits is not None:
                 self._gate_hits.labels(self._model, receipt.kind, receipt.name).inc(receipt.gate_hits)
+            if receipt.drift is not None:
+                self._drift.labels(self._model, receipt.name).observe(receipt.drift)
 
 
 @dataclass(slots=True)

@@ -147,7 +147,9 @@ class Receipt:
     ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``, as far as they were
     computed for this request. Token counts are positions touched at the first of ``sites``, reused ones included.
     ``gate`` is the digest of the probe and ``gate_hits`` the tokens at which the gate was open, touched or not; both
-    None for an intervention without a gate.
+    None for an intervention without a gate. ``drift`` is how far the prompt lies from what a switch was trained on
+    (mean of :mod:`mappers.drift` over sites and prompt tokens in its reach, as far as they were computed for this
+    request; 1 on the training prompts); None for what has no monitor.
     """
 
     kind: str
@@ -160,6 +162,7 @@ class Receipt:
     mean_relative_change: float
     gate: str | None = None
     gate_hits: int | None = None
+    drift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,6 +95,8 @@ class PlanHooks:
         h_ND = out_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
         if reading is not None:
             self._read(site, reading, h_ND)
+        for measurement in self._plan.measurements.get(site, ()):
+            measurement.take(h_ND, self._meters)
         if not rounds:
             return None
         for one in rounds:

@@ -27,7 +27,7 @@ class ActiveIntervention:
     @classmethod
     def begin(cls, resolved: ResolvedIntervention, meters: MeterBank) -> ActiveIntervention:
         """Opens a meter for an intervention of a row that was just admitted or changed."""
-        return cls(resolved, meters.open(gated=resolved.gate is not None))
+        return cls(resolved, meters.open())
 
     def continues(self, resolved: ResolvedIntervention) -> bool:
         """Whether ``resolved`` is the same artifact behind the same gate, perhaps with another strength."""
@@ -54,6 +54,7 @@ class ActiveIntervention:
         """Closes the meter and says what was done."""
         gated = None if self.resolved.gate is None else meters.gate_counts(self.meter)
         changes = self.changes if gated is None else gated.changes
+        drift = meters.mean_drift(self.meter) if self.resolved.monitors else None
         total = meters.close(self.meter)
         change = total / changes if changes else 0.0
         return Receipt(
@@ -67,4 +68,5 @@ class ActiveIntervention:
             mean_relative_change=change if math.isfinite(change) else 0.0,
             gate=None if self.resolved.gate_mark is None else self.resolved.gate_mark.digest,
             gate_hits=None if gated is None else gated.hits,
+            drift=drift,
         )

@@ -6,7 +6,7 @@ Shapes: D width of the residual stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mappers.drift import DriftMonitor
 from mappers.errors import ArtifactError
 from mappers.sites import Site
-from mappers.tensors import load_probe, load_switch, load_vector
+from mappers.tensors import load_monitors, load_probe, load_switch, load_vector
 from server.errors import InvalidRequest, RequestError
 from server.interventions.gates import FOREVER, Gate, GateMark
 from server.interventions.residency import Effects, Residency, ResidentArtifact
@@ -44,6 +45,11 @@ class ResolvedIntervention:
     maximum: float = math.inf
     artifact: ResidentArtifact | None = None
     gate: Gate | None = None
+
+    @property
+    def monitors(self) -> Mapping[Site, DriftMonitor]:
+        """What tells how far activations lie from those it was trained on, at the sites that have that."""
+        return {} if self.artifact is None else self.artifact.monitors
 
     @property
     def gate_mark(self) -> GateMark | None:
@@ -212,12 +218,15 @@ class Catalog:
                 for site, probe in load_probe(record.path)[1].items()
             }
             return ResidentArtifact(record.kind, record.id, probes=probes)
-        effects: Effects
         if record.kind == "switch":
-            effects = {site: f.to(self._device).eval() for site, f in load_switch(record.path)[1].items()}
-        else:
-            effects = {site: v_D.float().to(self._device) for site, v_D in load_vector(record.path)[1].items()}
-        return ResidentArtifact(record.kind, record.id, effects)
+            mappers = {site: f.to(self._device).eval() for site, f in load_switch(record.path)[1].items()}
+            monitors = {
+                site: DriftMonitor.of({name: tensor.to(self._device) for name, tensor in one.tensors().items()})
+                for site, one in load_monitors(record.path).items()
+            }
+            return ResidentArtifact(record.kind, record.id, mappers, monitors=monitors)
+        vectors = {site: v_D.float().to(self._device) for site, v_D in load_vector(record.path)[1].items()}
+        return ResidentArtifact(record.kind, record.id, vectors)
 
 
 def _at_sites(artifact: ResidentArtifact, spec: InterventionSpec, layers: int) -> tuple[Effects, tuple[Site, ...]]:

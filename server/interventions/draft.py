@@ -82,6 +82,13 @@ class Reader(NamedTuple):
         return counts
 
 
+class Watched(NamedTuple):
+    """Prompt tokens in the reach of a switch whose distance from what it was trained on is measured."""
+
+    active: ActiveIntervention
+    tokens: list[int]
+
+
 class Member(NamedTuple):
     """One intervention of one row with the tokens it touches, the same at each of its sites, while its gate is open."""
 
@@ -95,20 +102,22 @@ class Member(NamedTuple):
 class Draft:
     """``steps[site, turn][kind]``: who undergoes what, where several interventions of a row at a site take turns.
 
-    ``readers[site, turn]`` are the gates that read a site before that, several of one row in several turns.
-    ``repeats`` counts the decode steps (one token a row) after this one for which the same rows, unchanged, ask for
-    the same. It is 0 where a row with interventions is still in its prompt.
+    ``readers[site, turn]`` are the gates that read a site before that, several of one row in several turns; ``watched``
+    the prompt tokens of each site whose distance is measured. ``repeats`` counts the decode steps (one token a row)
+    after this one for which the same rows, unchanged, ask for the same. It is 0 where a row with interventions is still
+    in its prompt.
     """
 
     steps: dict[tuple[Site, int], dict[Kind, list[Member]]]
     readers: dict[tuple[Site, int], list[Reader]]
+    watched: dict[Site, list[Watched]]
     touched: tuple[Touched, ...]
     repeats: int
 
     @classmethod
     def collect(cls, rows: Sequence[PlanRow], lowest: int = 0) -> Draft:
         """Sorts the interventions of ``rows`` that act in this forward, at layer ``lowest`` and above."""
-        made = cls({}, {}, (), ALWAYS)
+        made = cls({}, {}, {}, (), ALWAYS)
         touched: list[Touched] = []
         repeats = ALWAYS
         for row in rows:
@@ -144,6 +153,8 @@ class Draft:
                     if len(row.interventions) > 1:
                         turns[site] = turn + 1
                     made._add_member(site, turn, member)
+                    if in_prompt and site in resolved.monitors:
+                        made.watched.setdefault(site, []).append(Watched(active, member.tokens[:in_prompt]))
         return replace(made, touched=tuple(touched), repeats=repeats)
 
     def _add_member(self, site: Site, turn: int, member: Member) -> None:

@@ -22,9 +22,9 @@ from torch import Tensor
 from mappers.sites import Site
 from server.interventions import operations
 from server.interventions.bank import Use
-from server.interventions.draft import ALWAYS, Draft, Kind, Member, PlanRow, Reader, Touched, commit
+from server.interventions.draft import ALWAYS, Draft, Kind, Member, PlanRow, Reader, Touched, Watched, commit
 from server.interventions.gates import Reading
-from server.interventions.groups import Group, Round
+from server.interventions.groups import Group, Measurement, Round
 
 __all__ = ["EMPTY_PLAN", "BatchPlan", "PlanRow", "Touched"]
 
@@ -38,13 +38,14 @@ class BatchPlan:
 
     ``repeats`` counts the decode steps (one token a row) after this one for which the same rows, unchanged, have an
     equal plan: it may be used again that often. It is 0 where a row is still in its prompt. ``readings`` are what gates
-    read at a site before its rounds.
+    read at a site before its rounds, ``measurements`` what monitors of switches do.
     """
 
     rounds: Mapping[Site, tuple[Round, ...]]
     touched: tuple[Touched, ...]
     repeats: int = ALWAYS
     readings: Mapping[Site, Reading] = field(default_factory=dict)
+    measurements: Mapping[Site, tuple[Measurement, ...]] = field(default_factory=dict)
 
     @property
     def gated(self) -> int:
@@ -83,7 +84,8 @@ class BatchPlan:
         rounds: dict[Site, tuple[Round, ...]] = {}
         for (site, turn), kinds in sorted(draft.steps.items()):
             rounds[site] = (*rounds.get(site, ()), compiler.round(site, turn, kinds))
-        return cls(rounds, draft.touched, draft.repeats, readings)
+        measurements = {site: compiler.measurements(site, watched) for site, watched in draft.watched.items()}
+        return cls(rounds, draft.touched, draft.repeats, readings, measurements)
 
 
 EMPTY_PLAN = BatchPlan({}, ())
@@ -130,6 +132,20 @@ class _Compiler:
                 for reader, start in zip(readers, starts, strict=False)
                 if reader.reads_prompt
             ),
+        )
+
+    def measurements(self, site: Site, watched: list[Watched]) -> tuple[Measurement, ...]:
+        """One measurement for each monitor."""
+        by_monitor: dict[int, list[Watched]] = {}
+        for one in watched:
+            by_monitor.setdefault(id(one.active.resolved.monitors[site]), []).append(one)
+        return tuple(
+            Measurement(
+                same[0].active.resolved.monitors[site],
+                torch.tensor([token for one in same for token in one.tokens], device=self._device),
+                torch.tensor([one.active.meter for one in same for _ in one.tokens], device=self._device),
+            )
+            for same in by_monitor.values()
         )
 
     def round(self, site: Site, turn: int, kinds: Mapping[Kind, list[Member]]) -> Round:

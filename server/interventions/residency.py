@@ -9,6 +9,7 @@ from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
 
+from mappers.drift import DriftMonitor
 from mappers.modules import Mapper
 from mappers.probes import Probe
 from mappers.sites import Site
@@ -25,10 +26,11 @@ class ResidentArtifact:
     digest: str
     effects: Effects = field(default_factory=dict)
     probes: Mapping[Site, Probe] = field(default_factory=dict)
+    monitors: Mapping[Site, DriftMonitor] = field(default_factory=dict)
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        held = (*self.effects.values(), *self.probes.values())
+        held = (*self.effects.values(), *self.probes.values(), *self.monitors.values())
         tensors = {id(tensor): tensor for one in held for tensor in _tensors(one)}
         object.__setattr__(self, "nbytes", sum(tensor.nbytes for tensor in tensors.values()))
 
@@ -91,7 +93,9 @@ class Residency:
         return sum(artifact.nbytes for artifact in self._alive)
 
 
-def _tensors(effect: Tensor | Mapper | Probe) -> list[Tensor]:
+def _tensors(effect: Tensor | Mapper | Probe | DriftMonitor) -> list[Tensor]:
     if isinstance(effect, Probe):
         return [effect.weight_D]
+    if isinstance(effect, DriftMonitor):
+        return list(effect.tensors().values())
     return [effect] if isinstance(effect, Tensor) else list(effect.parameters())

@@ -126,4 +126,5 @@ def _receipt(choice: int, receipt: Receipt) -> ReceiptOut:
         "mean_relative_change": receipt.mean_relative_change,
         "gate": receipt.gate,
         "gate_hits": receipt.gate_hits,
+        "drift": receipt.drift,
     }

@@ -16,6 +16,7 @@ class ReceiptOut(TypedDict):
     """What one intervention really did to one choice.
 
     ``gate`` is the digest of the probe it waited for, ``gate_hits`` the tokens at which that let it act; null without.
+    ``drift`` is how far the prompt lies from what a switch was trained on (1: as its training prompts); null without.
     """
 
     choice: int
@@ -29,6 +30,7 @@ class ReceiptOut(TypedDict):
     mean_relative_change: float
     gate: str | None
     gate_hits: int | None
+    drift: float | None
 
 
 class SignatureOut(TypedDict):
