@@ -56,7 +56,8 @@ class Manifest(_Part):
     """Everything about an artifact that is not a tensor or a row.
 
     ``sites`` are those of the target model, ``source_sites`` those a mapper reads. ``norms`` holds the Euclidean norm
-    of a vector per target site; ``transfer`` says how a transferred vector came about. ``training`` describes the
+    of a vector per target site, ``site_norms`` the root mean square norm of the residual stream there on the vector's
+    prompts; ``transfer`` says how a transferred vector came about. ``training`` describes the
     distribution a fit has seen (datasets with digests, tokens, losses, steps, seed), ``effect`` what was measured.
 
     Raises pydantic's ValidationError (a ValueError) where parts contradict each other.
@@ -78,6 +79,7 @@ class Manifest(_Part):
     parents: tuple[Parent, ...] = Field(default=(), max_length=64)
     transfer: dict[Key, JsonValue] | None = Field(default=None, max_length=64)
     norms: dict[SiteText, FiniteFloat] = Field(default_factory=dict, max_length=512)
+    site_norms: dict[SiteText, FiniteFloat] = Field(default_factory=dict, max_length=512)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -125,8 +127,13 @@ def _check_kind(manifest: Manifest) -> None:
 
 
 def canonical_json(manifest: Manifest, *, with_files: bool = True) -> bytes:
-    """The manifest as UTF-8 JSON with sorted keys and no white space: equal manifests give equal bytes."""
+    """The manifest as UTF-8 JSON with sorted keys and no white space: equal manifests give equal bytes.
+
+    ``site_norms`` is left out where it is empty: artifacts made before there was such a field keep their ids.
+    """
     content = manifest.model_dump(mode="json", exclude=None if with_files else {"files"})
+    if not manifest.site_norms:
+        del content["site_norms"]
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

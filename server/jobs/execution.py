@@ -10,13 +10,20 @@ from transformers.utils.logging import disable_progress_bar
 from mappers.errors import TrainingError
 from server.jobs.channel import Channel
 from server.jobs.context import JobContext
+from server.jobs.handlers.extract_refusal_direction import extract_refusal_direction
 from server.jobs.handlers.extract_vector import extract_vector
 from server.jobs.handlers.train_mapper import train_mapper
 from server.jobs.handlers.train_switch import train_switch
+from server.jobs.handlers.transfer_switch import transfer_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
-from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
+from server.jobs.specs.vectors import (
+    ExtractRefusalDirectionJob,
+    ExtractVectorJob,
+    TransferSwitchJob,
+    TransferVectorJob,
+)
 
 
 def execute(order: WorkOrder, channel: Channel) -> None:
@@ -40,7 +47,11 @@ def _run(context: JobContext, order: WorkOrder) -> None:
             train_mapper(context, parameters)
         case ExtractVectorJob(parameters=parameters):
             extract_vector(context, parameters)
+        case ExtractRefusalDirectionJob(parameters=parameters):
+            extract_refusal_direction(context, parameters)
         case TransferVectorJob(parameters=parameters):
             transfer_vector(context, parameters)
+        case TransferSwitchJob(parameters=parameters):
+            transfer_switch(context, parameters)
         case _:
             assert_never(order.spec)

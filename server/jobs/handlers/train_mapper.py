@@ -8,33 +8,29 @@ from math import isfinite
 from pydantic import JsonValue
 
 from mappers.activations.pairs import Pairs, Reader, concatenate, paired_activations
-from mappers.dataset import DatasetRow
 from mappers.errors import DataError
 from mappers.fit import Fit
 from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
 from mappers.mapper_config import MapperConfig
 from mappers.modules import Mapper
-from mappers.rendering import Rendered, render
 from mappers.ridge import RidgeSums
 from mappers.tensors import save_mapper
 from mappers.training import evaluate_mapper
 from mappers.training import train_mapper as train
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
+from server.jobs.handlers.prompts import Texts, texts_of_both
 from server.jobs.specs.fits import TrainMapper
 
 _TEXTS_A_BATCH = 16
 _MAX_KEPT_BYTES = 8 << 30
 
-Texts = tuple[Rendered, Rendered]
-"""One row as the source and as the target model read it."""
-
 
 def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
     """Stages the mapper. Raises DataError for unfit data or models, TrainingError for a fit that fails."""
     source, target = job.load(parameters.source), job.load(job.order.served)
-    rows = _render(source, target, job.rows(parameters.dataset), parameters.max_length)
+    rows = texts_of_both(source, target, job.rows(parameters.dataset), parameters.max_length)
     training, validation = split(rows, parameters.validation_fraction, parameters.seed)
     collector = _Collector(job, parameters, source, target)
     held_out = concatenate(list(collector.pairs("reading held-out texts", validation))) if validation else None
@@ -99,11 +95,6 @@ class _Collector:
         for number, pairs in enumerate(found, start=1):
             self._job.stage(stage, number, batches)
             yield pairs
-
-
-def _render(source: LoadedModel, target: LoadedModel, rows: Sequence[DatasetRow], max_length: int) -> list[Texts]:
-    texts = [tuple(render(side.tokenizer, row, answer=row.answer) for side in (source, target)) for row in rows]
-    return [(ours, theirs) for ours, theirs in texts if max(len(ours.ids), len(theirs.ids)) <= max_length]
 
 
 def _solve(

@@ -11,7 +11,20 @@ from typing import Annotated
 from pydantic import Field, TypeAdapter
 
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
-from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
+from server.jobs.specs.vectors import (
+    ExtractRefusalDirectionJob,
+    ExtractVectorJob,
+    TransferSwitchJob,
+    TransferVectorJob,
+)
 
-JobSpec = Annotated[TrainSwitchJob | TrainMapperJob | ExtractVectorJob | TransferVectorJob, Field(discriminator="kind")]
+JobSpec = Annotated[
+    TrainSwitchJob
+    | TrainMapperJob
+    | ExtractVectorJob
+    | ExtractRefusalDirectionJob
+    | TransferVectorJob
+    | TransferSwitchJob,
+    Field(discriminator="kind"),
+]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)
