@@ -51,8 +51,8 @@ def logistic_direction(positive_RD: Tensor, negative_RD: Tensor, *, l2: float) -
     left_RK, values_K, right_KD = torch.linalg.svd(x_RD / scale, full_matrices=False)
     kept = values_K > _RANK * values_K[0]
     z_RK, right_KD = left_RK[:, kept] * values_K[kept], right_KD[kept]
-    label_R = torch.cat([torch.ones(len(positive_RD)), torch.zeros(len(negative_RD))]).double()
-    weight_R = torch.where(label_R == 1, 0.5 / len(positive_RD), 0.5 / len(negative_RD))
+    label_R = torch.cat([torch.ones(len(positive_RD)), torch.zeros(len(negative_RD))]).to(z_RK)
+    weight_R = label_R * (0.5 / len(positive_RD)) + (1 - label_R) * (0.5 / len(negative_RD))
     return _along(_newton(z_RK, label_R, weight_R, l2) @ right_KD, positive_RD, negative_RD)
 
 

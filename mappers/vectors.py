@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jvp
 from torch.nn import functional as F
 
 from mappers.activations.collect import ActivationBatch, collect
@@ -128,8 +129,8 @@ def transfer_by_jacobian(mapper: Mapper, mean_S: Tensor, v_S: Tensor) -> Tensor:
 
     For a ReLU map where only the vector is at hand; for an affine one it is ``W v``.
     """
-    mapped_D: Tensor = torch.func.jvp(mapper, (mean_S,), (v_S,))[1]
-    return mapped_D.detach()
+    mapped_D: Tensor = jvp(mapper, mean_S, v_S)[1]  # type: ignore[no-untyped-call]
+    return mapped_D
 
 
 def linear_part(mapper: Mapper) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from server.cli.output import AsJson, age, byte_size, print_fields, print_json, 
 from server.cli.root import command_app
 
 SUFFIXES = {"dataset": ".jsonl"}
+
+
+class FileFormat(StrEnum):
+    """What an exported file is: the server's own form, or a control vector of llama.cpp's."""
+
+    NATIVE = "native"
+    GGUF = "gguf"
+
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
@@ -76,18 +85,26 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
     ] = None,
+    file_format: Annotated[
+        FileFormat, typer.Option("--format", help="native: safetensors or JSON lines. gguf: a control vector.")
+    ] = FileFormat.NATIVE,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Export an artifact as one file that can be imported again, here or on another server."""
+    """Export an artifact as one file that can be imported again, here or on another server.
+
+    A GGUF control vector is for other programs: its manifest stays behind.
+    """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
-        target = out or Path(Path(record["name"]).name + SUFFIXES.get(record["kind"], ".safetensors"))
+        gguf = file_format is FileFormat.GGUF
+        suffix = ".gguf" if gguf else SUFFIXES.get(record["kind"], ".safetensors")
+        target = out or Path(Path(record["name"]).name + suffix)
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        size = client.download(f"/v1/artifacts/{record['id']}/download", target)
+        size = client.download(f"/v1/artifacts/{record['id']}/download", target, **({"format": "gguf"} if gguf else {}))
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:

@@ -68,11 +68,11 @@ class Client:
         headers = {"Content-Type": content_type, "Content-Length": str(file.stat().st_size)}
         return self._json(self._send("POST", path, params=query, content=_chunks(file), headers=headers))
 
-    def download(self, path: str, target: Path) -> int:
+    def download(self, path: str, target: Path, **query: str) -> int:
         """Writes the body at ``path`` to ``target`` under a temporary name first; returns its size in bytes."""
         partial = target.with_name(target.name + ".partial")
         try:
-            with self._http.stream("GET", path) as response, partial.open("wb") as sink:
+            with self._http.stream("GET", path, params=query) as response, partial.open("wb") as sink:
                 if response.is_error:
                     response.read()
                     self._raise_for(response)

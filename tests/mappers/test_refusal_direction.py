@@ -60,7 +60,7 @@ def test_of_those_that_pass_the_one_that_leaves_the_least_refusal_is_taken():
         (Site(2), -2): Scores(ablated=float("nan"), added=float("nan"), kl=float("nan")),
     }
     assert choose(scored, 4, max_kl=0.1, max_layer=0.75) == (Site(1), -1)
-    with pytest.raises(TrainingError, match="of 6 candidates 4 induce refusal when added, 0 have a KL below 0.001"):
+    with pytest.raises(TrainingError, match=r"of 6 candidates 4 induce refusal when added, 0 have a KL below 0\.001"):
         choose(scored, 4, max_kl=0.001, max_layer=0.75)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from anyio import open_file, to_thread
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -23,6 +23,7 @@ from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
 from server.errors import Conflict, InvalidRequest
 from server.policy.keys import Principal
+from server.registry.exports import export_control_vector
 from server.registry.imports import import_upload
 
 if TYPE_CHECKING:
@@ -45,6 +46,15 @@ class Upload(QueryModel):
 
     name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
     kind: Annotated[Kind | None, Field(description="Refuse the file if it holds anything else")] = None
+
+
+class Download(QueryModel):
+    """What the file is to be."""
+
+    format: Annotated[
+        Literal["native", "gguf"],
+        Field(description="gguf: a control vector, for vectors alone; no manifest goes with it"),
+    ] = "native"
 
 
 class ArtifactOut(TypedDict):
@@ -89,9 +99,13 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
     response_class=FileResponse,
     responses=error_responses(400, 401, 403, 404),
 )
-def download_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> FileResponse:
+def download_artifact(
+    artifact: ArtifactName, services: InjectedServices, principal: Caller, wanted: Annotated[Download, Query()]
+) -> Response:
     """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is."""
     record = _visible(services, principal, artifact)
+    if wanted.format == "gguf":
+        return _control_vector(record)
     (file,) = record.manifest.files
     kind = "application/jsonl" if record.kind == "dataset" else "application/octet-stream"
     return FileResponse(record.path / file, media_type=kind, filename=record.name + FilePath(file).suffix)
@@ -147,6 +161,13 @@ def delete_artifact(artifact: ArtifactName, services: InjectedServices, principa
     _check_unused(services, record)
     services.artifacts.delete(record.id, by=principal.owner)
     services.catalog.forget(record.id)
+
+
+def _control_vector(record: ArtifactRecord) -> Response:
+    if record.kind != "vector":
+        raise InvalidRequest(f"{record.name!r} is a {record.kind}: only vectors can be GGUF files", param="format")
+    headers = {"Content-Disposition": f'attachment; filename="{record.name}.gguf"'}
+    return Response(export_control_vector(record.path), media_type="application/octet-stream", headers=headers)
 
 
 def _check_unused(services: Services, record: ArtifactRecord) -> None:

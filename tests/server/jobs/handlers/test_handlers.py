@@ -270,7 +270,7 @@ def test_rescaling_gives_the_norm_asked_for(run, bridge):
     shared, _ = run(
         "transfer_vector", "b", bridge, vector="v", mapper="m", rescale={"to": "rms", "fraction": 0.5}, attempt=2
     )
-    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.effect["rms_at_site"], rel=1e-4)
+    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.site_norms["resid_post.2"], rel=1e-4)
 
 
 def test_a_model_that_was_replaced_under_its_name_is_refused(run, bridge, tiny_models, monkeypatch):
