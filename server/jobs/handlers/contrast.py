@@ -68,7 +68,7 @@ class Recipe(Frozen):
 
     def facts(self) -> dict[str, JsonValue]:
         """For a manifest."""
-        return self.model_dump(mode="json", exclude_none=True)
+        return self.model_dump(mode="json", exclude_unset=True, exclude_none=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,8 +139,10 @@ def read_contrast(
     return Contrast(found[0], found[1], norms.values())
 
 
-def matched_text(sides: Sides) -> str | None:
-    """The text that positive prompts differ in, where it is the same in all: what ``apply.match`` finds again."""
+def matched_text(sides: Sides, recipe: Recipe) -> str | None:
+    """The text that ``apply.match`` finds again: the trigger, or what all positive prompts alike differ in."""
+    if recipe.trigger is not None:
+        return recipe.trigger.text.strip() or None
     texts = set()
     for prompt, (places, _) in zip(sides.positive, _spans(sides), strict=True):
         covered = [prompt.offsets[place] for place in places if prompt.offsets[place][1] > 0]

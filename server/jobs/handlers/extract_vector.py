@@ -21,7 +21,8 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
     name = parameters.model or job.order.served
     loaded = job.load(name)
     sites = sorted(site.site() for site in parameters.sites)
-    recipe = Recipe.model_validate({key: value for key, value in parameters if key in Recipe.model_fields})
+    settings = parameters.stored()
+    recipe = Recipe.model_validate({key: settings[key] for key in Recipe.model_fields if key in settings})
     sides = read_sides(job, loaded, recipe, parameters.datasets)
     contrast = read_contrast(job, loaded, sites, sides, recipe, parameters.batch_size)
     vectors = {site: recipe.direction(contrast.positive[site], contrast.negative[site]) for site in sites}
@@ -36,7 +37,7 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
         "prompts": {"positive": len(sides.positive), "negative": len(sides.negative)},
         "tokens": sum(map(len, sides.sequences)),
     }
-    if parameters.method == "actadd" and (match := matched_text(sides)) is not None:
+    if parameters.method == "actadd" and (match := matched_text(sides, recipe)) is not None:
         training["match"] = match
     manifest = Manifest(
         kind="vector",

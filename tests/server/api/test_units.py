@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -10,9 +12,36 @@ from mappers.artifact import TENSOR_FILE, seal
 from mappers.manifest import Manifest, ModelBinding
 from server.policy.policy import Policy
 from tests.server.api.conftest import COMPLETION, bearer, ring
-from tests.server.api.fakes import WIDTH
+from tests.server.api.fakes import WIDTH, FakeResolved
 
 NORM, SITE_NORM = 2.0, 10.0
+
+
+@dataclass(frozen=True, eq=False)
+class Stored(FakeResolved):
+    """A vector of the store, known by its id."""
+
+    id: str
+
+    @property
+    def digest(self) -> str:
+        return self.id
+
+
+class StoredCatalog:
+    """Gives what the artifact store has."""
+
+    def __init__(self, artifacts) -> None:
+        self._artifacts = artifacts
+
+    def resolve(self, spec) -> Stored:
+        record = self._artifacts.get(spec.source, param=f"{spec.param}.vector")
+        return Stored(spec, record.name, record.id)
+
+
+@pytest.fixture
+def client(connect, artifacts):
+    return connect(catalog=StoredCatalog(artifacts))
 
 
 @pytest.fixture
@@ -94,17 +123,19 @@ def test_a_manifest_without_the_norm_is_refused(client, vector):
     assert (error["param"], "leave 'unit' out" in error["message"]) == ("steering[0].unit", True)
 
 
-def test_bounds_are_for_the_plain_strength(connect, vector):
+def test_bounds_are_for_the_plain_strength(connect, artifacts, vector):
     vector()
-    client = connect(policy=Policy(max_strength=2.0))
+    client = connect(policy=Policy(max_strength=2.0), catalog=StoredCatalog(artifacts))
     assert post(client, in_norms(0.4)).status_code == 200
     error = post(client, in_norms(0.5)).json()["error"]
     assert (error["param"], "2.5" in error["message"]) == ("steering[0].strength", True)
 
 
-def test_another_owners_vector_stays_unseen(connect, vector):
+def test_another_owners_vector_stays_unseen(connect, artifacts, vector):
     vector(owner="bob")
-    client = connect(keys=ring(alice={"infer", "steer"}, bob={"infer", "steer"}, carol={"infer"}))
+    client = connect(
+        catalog=StoredCatalog(artifacts), keys=ring(alice={"infer", "steer"}, bob={"infer", "steer"}, carol={"infer"})
+    )
     assert post(client, in_norms(), headers=bearer("bob")).status_code == 200
     assert post(client, in_norms(), headers=bearer("alice")).status_code == 404
     assert post(client, in_norms(), headers=bearer("carol")).status_code == 403
