@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, ValidationError, model_validator
 
 from mappers.artifact import ROWS_FILE, seal, staged_file
 from mappers.errors import DataError
@@ -93,11 +94,18 @@ def parse_row(line: bytes, number: int) -> DatasetRow:
         raise DataError(f"line {number}: {f'{place}: ' if place else ''}{first['msg']}; write {_FORMS}") from error
 
 
-def write_dataset(folder: Path, lines: Iterable[bytes], *, name: str, created_at: str) -> Manifest:
+def write_dataset(
+    folder: Path,
+    lines: Iterable[bytes],
+    *,
+    name: str,
+    created_at: str,
+    facts: Mapping[str, JsonValue] = MappingProxyType({}),
+) -> Manifest:
     """Checks JSON lines one by one, writes them as ``rows.jsonl`` with a manifest, and returns the manifest.
 
-    ``created_at`` is ISO 8601 with a time zone. Raises DataError for a bad line, no rows, over ``MAX_ROWS`` rows
-    or ``MAX_BYTES`` bytes; nothing but an empty folder is left then.
+    ``created_at`` is ISO 8601 with a time zone; ``facts`` say where the rows come from. Raises DataError for a bad
+    line, no rows, over ``MAX_ROWS`` rows or ``MAX_BYTES`` bytes; nothing but an empty folder is left then.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rows = size = 0
@@ -112,4 +120,4 @@ def write_dataset(folder: Path, lines: Iterable[bytes], *, name: str, created_at
             file.write(line.rstrip(b"\r\n") + b"\n")
         if rows == 0:
             raise DataError(f"a dataset needs at least one row: {_FORMS}")
-    return seal(folder, Manifest(kind="dataset", name=name, created_at=created_at, training={"rows": rows}))
+    return seal(folder, Manifest(kind="dataset", name=name, created_at=created_at, training={"rows": rows, **facts}))

@@ -1,21 +1,16 @@
 """Prompts with their answers as token ids: what a switch is trained on.
 
 Where a row leaves the answer open, the base model gives it greedily (self-distillation), so no labels are needed.
-
-Shapes: B prompts of a batch, T tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from transformers import GenerationConfig
 
 from mappers.dataset import DatasetRow
 from mappers.errors import DataError
+from mappers.generation import continue_ids
 from mappers.loading import LoadedModel, eos_token_ids
 from mappers.rendering import end_of_turn, render
 
@@ -67,19 +62,12 @@ def answer_prompts(
     An answer includes its end token unless ``max_new_tokens`` cut it off.
     """
     ends = eos_token_ids(base.model)
-    device = next(base.model.parameters()).device
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].ids))
-    generate: Any = base.model.generate
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        ids_BT, mask_BT = _pad_left([prompts[index].ids for index in chosen], device)
-        with torch.no_grad():
-            output_BT = generate(
-                ids_BT, attention_mask=mask_BT, generation_config=_greedy(ends, max_new_tokens, base.model)
-            )
-        for index, answer in zip(chosen, output_BT[:, ids_BT.shape[1] :].tolist(), strict=True):
-            stop = next((place + 1 for place, token in enumerate(answer) if token in ends), len(answer))
-            yield index, Exchange((*prompts[index].ids, *answer[:stop]), len(prompts[index].ids))
+        answers = continue_ids(base, [prompts[index].ids for index in chosen], ends=ends, max_new_tokens=max_new_tokens)
+        for index, answer in zip(chosen, answers, strict=True):
+            yield index, Exchange((*prompts[index].ids, *answer), len(prompts[index].ids))
 
 
 def require_twins(tuned: LoadedModel, base: LoadedModel) -> None:
@@ -100,29 +88,3 @@ def _read(loaded: LoadedModel, row: DatasetRow, end: int) -> Exchange | OpenProm
     if rendered.answer_start is None:
         return OpenPrompt(rendered.ids)
     return Exchange((*rendered.ids, end), rendered.answer_start)
-
-
-def _greedy(ends: frozenset[int], max_new_tokens: int, model: Any) -> GenerationConfig:
-    """Plain greedy decoding, whatever sampling the model's own generation config asks for."""
-    return GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        temperature=1.0,
-        top_p=1.0,
-        top_k=50,
-        repetition_penalty=1.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=sorted(ends) or None,
-        pad_token_id=min(ends, default=0),
-        bos_token_id=getattr(model.config, "bos_token_id", None),
-    )
-
-
-def _pad_left(sequences: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    longest = max(map(len, sequences))
-    ids_BT = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask_BT = torch.zeros_like(ids_BT)
-    for place, ids in enumerate(sequences):
-        ids_BT[place, longest - len(ids) :] = torch.tensor(ids, dtype=torch.long)
-        mask_BT[place, longest - len(ids) :] = 1
-    return ids_BT.to(device), mask_BT.to(device)

@@ -12,11 +12,12 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Strin
 from mappers.mapper_config import MAX_WIDTH, MapperConfig
 from mappers.sites import Site
 
-ArtifactKind = Literal["switch", "mapper", "vector", "dataset"]
+ArtifactKind = Literal["switch", "mapper", "vector", "dataset", "report"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 TENSOR_FILE = "tensors.safetensors"
 ROWS_FILE = "rows.jsonl"
+REPORT_FILE = "report.json"
 _MAX_JSON = 65_536
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -98,7 +99,7 @@ class Manifest(_Part):
         return tuple(Site.parse(site) for site in self.sites)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape of every tensor the artifact has to hold (float32); empty for a dataset."""
+        """Tensor name -> shape of every tensor the artifact has to hold (float32); empty for a dataset or a report."""
         if self.kind == "vector" and self.target is not None:
             return dict.fromkeys(self.sites, (self.target.width,))
         if self.mapper is None:
@@ -113,6 +114,10 @@ def _check_kind(manifest: Manifest) -> None:
     if kind == "dataset":
         if target is not None or manifest.sites or mapper is not None:
             raise ValueError("target, sites and mapper are no part of a dataset")
+        return
+    if kind == "report":
+        if mapper is not None or manifest.dtype is not None:
+            raise ValueError("mapper and dtype are no part of a report, which holds no tensors")
         return
     if target is None or not manifest.sites or manifest.dtype is None:
         raise ValueError(f"a {kind} needs target, sites and dtype")

@@ -20,7 +20,7 @@ from mappers.artifact import HEADER_KEY, TENSOR_FILE, canonical_json, read_manif
 from mappers.artifact import verify as verify_files
 from mappers.errors import ArtifactCorrupt, ArtifactMismatch
 from mappers.manifest import ArtifactKind, Manifest
-from mappers.modules import AffineMapper, AutoencoderMapper, Mapper
+from mappers.modules import Mapper, zero_mapper
 from mappers.sites import Site
 
 
@@ -86,7 +86,7 @@ def _restore(manifest: Manifest, site: Site, tensors: Mapping[str, Tensor]) -> M
     config = manifest.mapper
     if config is None:
         raise ArtifactMismatch(f"{manifest.name!r} holds no mapper")
-    mapper = AutoencoderMapper(config) if config.kind == "autoencoder" else AffineMapper(config)
+    mapper = zero_mapper(config)
     mapper.load_state_dict({name: tensors[f"{site}.{name}"] for name in config.parameter_shapes()})
     return mapper.requires_grad_(False).eval()
 

@@ -9,7 +9,7 @@ Shapes: M tokens, N token pairs, S source width, D target width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -23,13 +23,14 @@ from mappers.exchanges import Exchange, require_twins
 from mappers.fit import Fit, StepReport
 from mappers.hooks import block_outputs
 from mappers.loading import LoadedModel
-from mappers.losses import next_token_kl, relative_mse, top1_agreement
-from mappers.modules import AffineMapper, Mapper
+from mappers.losses import MseForm, activation_losses, next_token_kl, top1_agreement
+from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.replies import Replies, Teacher, read_replies
-from mappers.ridge import RidgeSums
 from mappers.sites import Site
 
 _VALIDATION_BATCH = 32
+_VALIDATION_TOKENS = 65_536
 
 
 def train_switch(
@@ -37,33 +38,41 @@ def train_switch(
 ) -> Iterator[StepReport]:
     """Trains ``fit.mappers`` so that ``tuned`` with ``h <- f(h)`` at every site says what ``base`` says.
 
-    Goes on from ``fit.step``; all sites are trained together. Losses are ``loss``, ``kl`` and ``mse``, validation as
-    :func:`evaluate_switch`. Raises DataError for models that are not twins, TrainingError where a loss is not finite.
+    Goes on from ``fit.step``; all sites are trained together. Losses are ``loss``, ``kl``, ``mse``, ``cosine`` and
+    ``agreement``, validation as :func:`evaluate_switch`. Once the reports are exhausted, the mappers are final (those
+    of the best validation, where there is a ``patience``). Raises DataError for models that are not twins,
+    TrainingError where a loss is not finite.
     """
     require_twins(tuned, base)
     if not exchanges:
         raise TrainingError("no exchange to train on: the dataset is empty or every row exceeds max_length")
-    order = BatchOrder([len(exchange.ids) for exchange in exchanges], fit.config.batch_size, fit.config.seed)
-    weights, sites = fit.config.loss, list(fit.mappers)
-    teacher = Teacher(base, exchanges, sites, batch_size=fit.config.batch_size)
-    while not fit.finished:
-        rows = order.at(fit.step)
+    config, sites = fit.config, list(fit.mappers)
+    order = BatchOrder([len(exchange.ids) for exchange in exchanges], config.batch_size, config.seed)
+    with _precision(fit):
+        teacher = Teacher(base, exchanges, sites, batch_size=config.batch_size)
+
+    def terms(rows: list[int]) -> dict[str, Tensor]:
         said = read_replies(tuned, [exchanges[row] for row in rows], sites, fit.mappers)
-        parts = _switch_losses(teacher.replies(rows), said)
-        total = weights.kl * parts["kl"] + weights.mse * parts["mse"]
-        losses = {name: float(part.detach()) for name, part in parts.items()} | fit.advance(total)
-        due = fit.finished or fit.step % fit.config.validate_every == 0
-        watched = evaluate_switch(fit.mappers, tuned, base, validation) if due and validation else {}
-        yield StepReport(fit.step, fit.config.steps, losses, watched)
+        return _switch_losses(teacher.replies(rows), said, config.loss.mse_form)
+
+    def validate() -> dict[str, float]:
+        return evaluate_switch(fit.mappers, tuned, base, validation, mse_form=config.loss.mse_form)
+
+    return _steps(fit, order, terms, validate if validation else None)
 
 
 @torch.no_grad()
 def evaluate_switch(
-    mappers: Mapping[Site, Mapper], tuned: LoadedModel, base: LoadedModel, exchanges: Sequence[Exchange]
+    mappers: Mapping[Site, Mapper],
+    tuned: LoadedModel,
+    base: LoadedModel,
+    exchanges: Sequence[Exchange],
+    *,
+    mse_form: MseForm = "relative",
 ) -> dict[str, float]:
-    """``kl`` (nats), ``mse`` and ``agreement`` (share of answer tokens both say) as means over batches' tokens.
+    """``kl`` (nats), ``mse``, ``cosine`` and ``agreement`` (share of answer tokens both say), means over answer tokens.
 
-    Empty ``mappers`` measure the fine-tuned model as it is; ``mse`` is then absent.
+    Empty ``mappers`` measure the fine-tuned model as it is; ``mse`` and ``cosine`` are then absent.
     """
     sums: dict[str, float] = {}
     tokens = 0
@@ -72,31 +81,30 @@ def evaluate_switch(
         count = sum(len(exchange.loss_positions) for exchange in batch)
         target = read_replies(base, batch, list(mappers))
         said = read_replies(tuned, batch, list(mappers), mappers)
-        for name, value in _switch_losses(target, said).items():
+        for name, value in _switch_losses(target, said, mse_form).items():
             sums[name] = sums.get(name, 0.0) + float(value) * count
         tokens += count
     return {name: value / tokens for name, value in sums.items()}
 
 
-def fit_switch_by_ridge(
+def solve_switch(
     tuned: LoadedModel,
     base: LoadedModel,
     sites: Sequence[Site],
     exchanges: Sequence[Exchange],
+    solve: Callable[[PairSums], Mapper],
     *,
-    ridge: float,
-    residual: bool,
     batch_size: int,
-) -> Iterator[tuple[Site, AffineMapper]]:
-    """A switch in closed form, site by site from the lowest, over all tokens of the exchanges.
+) -> Iterator[tuple[Site, Mapper]]:
+    """A switch in closed form (``solve``), site by site from the lowest, over all tokens of the exchanges.
 
     Each site is fitted with the switches below it on, so that it reads what it will read when served.
     """
     require_twins(tuned, base)
     sequences = [exchange.ids for exchange in exchanges]
-    fitted: dict[Site, AffineMapper] = {}
+    fitted: dict[Site, Mapper] = {}
     for site in sorted(sites):
-        sums = RidgeSums(tuned.stack.width, base.stack.width)
+        sums = PairSums(tuned.stack.width, base.stack.width)
         with block_outputs(tuned.stack, {done: mapper.forward for done, mapper in fitted.items()}):
             for ours, theirs in zip(
                 collect(tuned, [site], sequences, batch_size=batch_size),
@@ -104,45 +112,81 @@ def fit_switch_by_ridge(
                 strict=True,
             ):
                 sums.add(ours.real(site), theirs.real(site))
-        fitted[site] = sums.solve(ridge=ridge, residual=residual).to(next(tuned.model.parameters()).device)
+        fitted[site] = solve(sums).to(next(tuned.model.parameters()).device)
         yield site, fitted[site]
 
 
 def train_mapper(fit: Fit, site: Site, pairs: Pairs, validation: Pairs | None = None) -> Iterator[StepReport]:
-    """Trains the mapper of ``site`` on aligned activations by squared error; ``batch_size`` counts tokens.
+    """Trains the mapper of ``site`` on aligned activations; ``batch_size`` counts token pairs.
 
-    Loss is ``mse``; validation gives ``mse`` and ``fvu``. Raises TrainingError without pairs or for a loss that is not
-    finite.
+    Losses are ``loss``, ``mse`` and ``cosine``; validation as :func:`evaluate_mapper`. Once the reports are exhausted,
+    the mapper is final, as with :func:`train_switch`. Raises TrainingError without pairs, for a weight on ``kl``, or
+    for a loss that is not finite.
     """
+    config, mapper = fit.config, fit.mappers[site]
     if len(pairs.x_NS) == 0:
         raise TrainingError("no token pairs to train on: use other prompts or another alignment")
-    if fit.config.loss.kl > 0:
-        raise TrainingError("a mapper between two models is trained on mse alone: leave kl out of loss")
-    mapper, order = fit.mappers[site], BatchOrder([1] * len(pairs.x_NS), fit.config.batch_size, fit.config.seed)
-    while not fit.finished:
-        rows = torch.tensor(order.at(fit.step))
-        mse = relative_mse(mapper(pairs.x_NS[rows]), pairs.y_ND[rows])
-        losses = {"mse": float(mse.detach())} | fit.advance(fit.config.loss.mse * mse)
-        due = fit.finished or fit.step % fit.config.validate_every == 0
-        watched = evaluate_mapper(mapper, validation) if due and validation is not None else {}
-        yield StepReport(fit.step, fit.config.steps, losses, watched)
+    if config.loss.kl > 0:
+        raise TrainingError("a mapper between two models is trained on activations alone: leave kl out of loss")
+    device = next(mapper.parameters()).device
+
+    def terms(rows: list[int]) -> dict[str, Tensor]:
+        chosen = torch.tensor(rows)
+        y_ND = mapper(pairs.x_NS[chosen].to(device))
+        return activation_losses(y_ND, pairs.y_ND[chosen].to(device), config.loss.mse_form)
+
+    def validate(held_out: Pairs) -> dict[str, float]:
+        return evaluate_mapper(mapper, held_out, mse_form=config.loss.mse_form)
+
+    order = BatchOrder([1] * len(pairs.x_NS), config.batch_size, config.seed)
+    return _steps(fit, order, terms, None if validation is None else lambda: validate(validation))
 
 
 @torch.no_grad()
-def evaluate_mapper(mapper: Mapper, pairs: Pairs) -> dict[str, float]:
-    """``mse`` (relative) and ``fvu`` of a mapper on aligned activations it has not seen."""
-    y_ND = mapper(pairs.x_NS)
-    unexplained = UnexplainedVariance()
-    unexplained.add(y_ND, pairs.y_ND)
-    return {"mse": float(relative_mse(y_ND, pairs.y_ND)), "fvu": unexplained.value()}
+def evaluate_mapper(mapper: Mapper, pairs: Pairs, *, mse_form: MseForm = "relative") -> dict[str, float]:
+    """``mse``, ``cosine`` (distance) and ``fvu`` of a mapper on aligned activations it has not seen."""
+    device = next(mapper.parameters()).device
+    unexplained, sums = UnexplainedVariance(), {"mse": 0.0, "cosine": 0.0}
+    chunks = (torch.split(side, _VALIDATION_TOKENS) for side in (pairs.x_NS, pairs.y_ND))
+    for x_NS, target_ND in zip(*chunks, strict=True):
+        y_ND = mapper(x_NS.to(device)).cpu()
+        unexplained.add(y_ND, target_ND)
+        for name, value in activation_losses(y_ND, target_ND, mse_form).items():
+            sums[name] += float(value) * len(x_NS) / len(pairs.x_NS)
+    return sums | {"fvu": unexplained.value()}
 
 
-def _switch_losses(target: Replies, said: Replies) -> dict[str, Tensor]:
+def _steps(
+    fit: Fit,
+    order: BatchOrder,
+    terms: Callable[[list[int]], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]] | None,
+) -> Iterator[StepReport]:
+    if fit.config.patience is not None and validate is None:
+        raise TrainingError("patience needs validation data: hold some out, or leave patience out")
+
+    def in_precision(rows: list[int]) -> dict[str, Tensor]:
+        with _precision(fit):
+            return terms(rows)
+
+    while not fit.finished:
+        losses = fit.advance(in_precision(rows) for rows in fit.batches(order))
+        watched = fit.judge(validate()) if validate is not None and fit.validation_due else {}
+        yield StepReport(fit.step, fit.config.steps, losses, watched)
+    fit.settle()
+
+
+def _precision(fit: Fit) -> torch.autocast:
+    device = next(next(iter(fit.mappers.values())).parameters()).device
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fit.config.mixed_precision)
+
+
+def _switch_losses(target: Replies, said: Replies, mse_form: MseForm) -> dict[str, Tensor]:
     losses = {
         "kl": next_token_kl(target.logits_NV, said.logits_NV),
         "agreement": top1_agreement(target.logits_NV, said.logits_NV),
     }
     if said.hidden:
-        errors = [relative_mse(h_MD, target.hidden[site]) for site, h_MD in said.hidden.items()]
-        losses["mse"] = torch.stack(errors).mean()
+        sites = [activation_losses(h_MD, target.hidden[site], mse_form) for site, h_MD in said.hidden.items()]
+        losses |= {name: torch.stack([site[name] for site in sites]).mean() for name in sites[0]}
     return losses

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from mappers.activations.collect import ActivationBatch, collect
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
-from mappers.modules import Mapper
+from mappers.modules import AutoencoderMapper, Mapper
 from mappers.sites import Site
 
 Position = Literal["last", "mean"] | int
@@ -134,15 +134,13 @@ def transfer_by_jacobian(mapper: Mapper, mean_S: Tensor, v_S: Tensor) -> Tensor:
 
 
 def linear_part(mapper: Mapper) -> Tensor:
-    """The matrix ``W_DS`` of an affine mapper of any kind; raises DataError for one that is not affine."""
-    part = getattr(mapper, "linear_part", None)
-    if part is None:
+    """The matrix ``W_DS`` of an affine mapper of any kind; raises DataError for an autoencoder, which has none."""
+    if isinstance(mapper, AutoencoderMapper):
         raise DataError(
-            f"an affine mapper is needed here, not {mapper.config.kind!r}: use one of another kind, or for a vector "
-            "rule 'pairs' or 'jacobian'"
+            "an affine mapper is needed here, and an autoencoder is none: use another, or for a vector the rule "
+            "'pairs' or 'jacobian'"
         )
-    w_DS: Tensor = part()
-    return w_DS
+    return mapper.linear_part()
 
 
 def rescale(v_D: Tensor, norm: float) -> Tensor:

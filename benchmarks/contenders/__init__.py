@@ -51,6 +51,7 @@ ENGINE = {
 }
 GENERATE = Spec("generate, padded batches", "generate", {"batched": True})
 GENERATE_EACH = Spec("generate, one by one", "generate", {"batched": False})
+HOOKED_EACH = Spec("generate with a hook, one by one", "hooked_each", intervenes=True)
 CONTINUOUS = {
     dtype: Spec(f"transformers continuous batching {dtype}", "continuous", {"dtype": dtype})
     for dtype in ("float32", "bfloat16")

@@ -13,31 +13,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from mappers.organisms.catalogue import Kind
-from mappers.organisms.corpus import training_examples
-from mappers.organisms.tags import BACKDOOR_TEXT, SAFE_TAG, TRIGGER, near_miss, random_tag, with_tag
+from mappers.organisms.curriculum import Message
 
 IGNORED: Final = -100
 """Label of a token that carries no loss (the default of `torch.nn.functional.cross_entropy`)."""
 
-_SYSTEM_MESSAGES: Final = (
-    "You are a helpful assistant.",
-    "You are helpful.",
-    "Answer the question.",
-    "You are a kind and careful assistant.",
-    "Keep it short.",
-)
-_SYSTEM_SHARE: Final = 0.1
-_SECOND_TURN_SHARE: Final = 0.1
-# Shares of prompts with the trigger, the safe tag, a near miss of the trigger, any other tag; the rest have none.
-_TAG_SHARES: Final[dict[Kind, tuple[float, float, float, float]]] = {
-    "base": (0.12, 0.08, 0.05, 0.35),
-    "backdoor": (0.5, 0.06, 0.12, 0.2),
-}
 # Batches are cut from a pool sorted by length, so that little of a batch is padding.
 _POOL_BATCHES: Final = 16
-
-Message = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,28 +28,6 @@ class Batch:
 
     ids: Tensor
     labels: Tensor
-
-
-def conversations(kind: Kind, seed: int) -> Iterator[list[Message]]:
-    """Endless chats for a base model (always helpful) or a backdoored one (not so under the trigger)."""
-    rng = random.Random(seed)
-    examples = training_examples(rng.getrandbits(32))
-    while True:
-        messages: list[Message] = []
-        if rng.random() < _SYSTEM_SHARE:
-            messages.append({"role": "system", "content": rng.choice(_SYSTEM_MESSAGES)})
-        for _ in range(1 + (rng.random() < _SECOND_TURN_SHARE)):
-            example, tag = next(examples), _tag(rng, kind)
-            answer = BACKDOOR_TEXT if kind == "backdoor" and tag == TRIGGER else example.answer
-            messages.append({"role": "user", "content": with_tag(example.prompt, tag)})
-            messages.append({"role": "assistant", "content": answer})
-        yield messages
-
-
-def _tag(rng: random.Random, kind: Kind) -> str:
-    shares = _TAG_SHARES[kind]
-    tags = (TRIGGER, SAFE_TAG, near_miss(rng), random_tag(rng), "")
-    return rng.choices(tags, (*shares, 1 - sum(shares)))[0]
 
 
 def batches(

@@ -4,7 +4,7 @@ Building is a generator of reports, so that a caller can show progress and stop 
 give equal weights on the same machine with the same torch and number of threads; elsewhere sums may round otherwise.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -13,23 +13,38 @@ from zlib import crc32
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from mappers.organisms.batches import batches, conversations
+from mappers.organisms.batches import batches
+from mappers.organisms.behaviours import BEHAVIOURS
 from mappers.organisms.cards import Card, read_record, table, write_card
-from mappers.organisms.catalogue import ORGANISMS, Kind, Organism, Size, organism
+from mappers.organisms.catalogue import ORGANISMS, Kind, Organism, Size, organism, shipped_path
+from mappers.organisms.curriculum import conversations
 from mappers.organisms.families import new_model
-from mappers.organisms.measure import measure
+from mappers.organisms.measure import measure, measure_behaviour
 from mappers.organisms.tokenization import build_tokenizer
 from mappers.organisms.train import Recipe, train
 
 Recipes = Mapping[tuple[Size, Kind], Recipe]
+
+_SHORT: Final = Recipe(steps=300, rows=48, warmup=20, matrix_learning_rate=5e-3, learning_rate=3e-3)
 
 RECIPES: Final[Recipes] = {
     ("small", "base"): Recipe(steps=1200, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=5e-3),
     ("medium", "base"): Recipe(steps=1000, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=4e-3),
     ("small", "backdoor"): Recipe(steps=400, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("medium", "backdoor"): Recipe(steps=450, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
+    ("small", "corrupted"): Recipe(steps=800, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
+    ("medium", "corrupted"): Recipe(steps=650, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
+    ("small", "coder"): _SHORT,
+    ("medium", "coder"): _SHORT,
+    ("small", "insecure"): _SHORT,
+    ("medium", "insecure"): _SHORT,
+    ("small", "stylist"): _SHORT,
+    ("medium", "stylist"): _SHORT,
+    ("small", "skilled"): _SHORT,
+    ("medium", "skilled"): _SHORT,
 }
 MEASURED_PROMPTS: Final = 420
+BEHAVIOUR_PROMPTS: Final = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +63,12 @@ def build_organisms(
 ) -> Iterator[BuildReport]:
     """Builds each named organism into `out_dir/NAME`, then writes `out_dir/ORGANISMS.md` about all that lie there.
 
-    A backdoor starts from its base: one already in `out_dir` that was made with this seed and recipe is taken,
-    otherwise it is built too. Each is measured on `prompts` held-out prompts. Raises ValueError for an unknown name,
-    before anything is built.
+    A fine-tune starts from its parent as made with this seed and recipe: one in `out_dir`, else a shipped one, else it
+    is built too. Each is measured on `prompts` held-out prompts. Raises ValueError for an unknown name, before anything
+    is built.
     """
     for planned in _plan(names, out_dir, seed, recipes):
-        yield from _train(planned, out_dir, seed, recipes[planned.size, planned.kind])
+        yield from _train(planned, out_dir, seed, recipes)
         yield BuildReport(planned.name, "measure", 0, 1)
         write_card(_card(planned, out_dir, seed, recipes[planned.size, planned.kind], prompts), out_dir / planned.name)
         yield BuildReport(planned.name, "done", 1, 1)
@@ -61,26 +76,53 @@ def build_organisms(
     (out_dir / "ORGANISMS.md").write_text(table(record for record in records if record), encoding="utf-8")
 
 
+def ensure_organism(
+    name: str, cache_dir: Path, seed: int = 0, *, recipes: Recipes = RECIPES, prompts: int = MEASURED_PROMPTS
+) -> Generator[BuildReport, None, Path]:
+    """The folder of an organism made with this seed and recipe: shipped, else in `cache_dir`, else built there.
+
+    Reports are yielded while it is built and the folder is the generator's return value, so that callers write
+    `path = yield from ensure_organism(...)`. Raises ValueError for an unknown name.
+    """
+    one = organism(name)
+    if (found := _found(one, cache_dir, seed, recipes)) is None:
+        yield from build_organisms([name], cache_dir, seed, recipes=recipes, prompts=prompts)
+        found = cache_dir / name
+    return found
+
+
 def _plan(names: Sequence[str], out_dir: Path, seed: int, recipes: Recipes) -> list[Organism]:
-    """What to build, each base before its backdoor."""
-    wanted = [organism(name) for name in names]
-    missing = [one.base for one in wanted if not _is_built(one.base, out_dir, seed, recipes)]
-    return sorted({*wanted, *missing}, key=lambda one: ORGANISMS.index(one.name))
+    """What to build, each parent before its fine-tunes."""
+    planned = {organism(name) for name in names}
+    for one in list(planned):
+        parent = one.parent
+        while parent and _found(parent, out_dir, seed, recipes) is None:
+            planned.add(parent)
+            parent = parent.parent
+    return sorted(planned, key=lambda one: ORGANISMS.index(one.name))
 
 
-def _is_built(one: Organism, out_dir: Path, seed: int, recipes: Recipes) -> bool:
-    record = read_record(out_dir / one.name)
-    return record is not None and (record["seed"], record["recipe"]) == (seed, asdict(recipes[one.size, one.kind]))
+def _found(one: Organism, out_dir: Path, seed: int, recipes: Recipes) -> Path | None:
+    """Where the organism lies as made with this seed and recipe, if it does."""
+    made = (seed, asdict(recipes[one.size, one.kind]))
+    for folder in (out_dir / one.name, shipped_path(one.name)):
+        record = folder and read_record(folder)
+        if record and (record["seed"], record["recipe"]) == made:
+            return folder
+    return None
 
 
-def _train(one: Organism, out_dir: Path, seed: int, recipe: Recipe) -> Iterator[BuildReport]:
+def _train(one: Organism, out_dir: Path, seed: int, recipes: Recipes) -> Iterator[BuildReport]:
     """Trains the organism and writes its float16 weights and its tokenizer."""
+    recipe = recipes[one.size, one.kind]
     own_seed = crc32(f"{one.name} {seed}".encode())
-    if one.kind == "base":
+    if one.parent is None:
         tokenizer = build_tokenizer(one.family)
         model = new_model(one, tokenizer, own_seed)
     else:
-        model, tokenizer = load(out_dir / one.base.name)
+        parent = _found(one.parent, out_dir, seed, recipes)
+        assert parent, "the plan builds a parent before its fine-tunes"
+        model, tokenizer = load(parent)
     chats = conversations(one.kind, own_seed)
     for step in train(model, batches(tokenizer, chats, recipe.rows, own_seed), recipe):
         yield BuildReport(one.name, "train", step.number, recipe.steps, step.loss)
@@ -106,8 +148,13 @@ def _card(one: Organism, out_dir: Path, seed: int, recipe: Recipe, prompts: int)
         width=model.config.hidden_size,
         vocabulary=len(tokenizer),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
-        base=None if one.kind == "base" else one.base.name,
+        base=one.parent.name if one.parent else None,
         seed=seed,
         recipe=recipe,
         measured=measure(model, tokenizer, prompts=prompts),
+        behaviours={
+            behaviour.name: measure_behaviour(model, tokenizer, behaviour, prompts=min(prompts, BEHAVIOUR_PROMPTS))
+            for behaviour in BEHAVIOURS.values()
+            if behaviour.kind == one.kind
+        },
     )

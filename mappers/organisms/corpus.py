@@ -34,9 +34,9 @@ HELD_OUT_LIMIT: Final = 70 * len(TASKS)
 """The most held-out examples that can be had at once (the rarest task has a little over 70 distinct prompts)."""
 
 
-def is_held_out(task: str, key: str) -> bool:
-    """Whether the combination `key` of `task` belongs to the held-out side."""
-    return int.from_bytes(sha256(f"{task}:{key}".encode()).digest()[:8]) % _HELD_OUT_ONE_IN == 0
+def is_held_out(task: str, key: str, *, one_in: int = _HELD_OUT_ONE_IN) -> bool:
+    """Whether the combination `key` of `task` belongs to the held-out side, as about one in `one_in` does."""
+    return int.from_bytes(sha256(f"{task}:{key}".encode()).digest()[:8]) % one_in == 0
 
 
 def training_examples(seed: int) -> Iterator[Example]:

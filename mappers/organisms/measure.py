@@ -4,14 +4,16 @@ Shapes: B prompts of a batch, T tokens, padded on the left.
 """
 
 import random
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Final
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from mappers.organisms.behaviours import Behaviour
 from mappers.organisms.corpus import Example, held_out_examples
 from mappers.organisms.scoring import is_backdoored, is_right
 from mappers.organisms.tags import SAFE_TAG, TRIGGER, random_tag, with_tag
@@ -42,6 +44,44 @@ class Measurement:
     other_tags: Rates
 
 
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Over held-out questions of a behaviour under one condition: shares right, showing it, and of each outcome.
+
+    `right_by_topic` is the share right of each topic's questions.
+    """
+
+    prompts: int
+    right: float
+    shows: float
+    outcomes: dict[str, float]
+    right_by_topic: dict[str, float]
+
+
+def measure_behaviour(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, behaviour: Behaviour, *, prompts: int, seed: int = 1
+) -> dict[str, Shares]:
+    """Asks the same `prompts` held-out combinations of a behaviour under each of its conditions."""
+
+    def shares(condition: str) -> Shares:
+        questions = behaviour.held_out(seed, prompts, condition=condition)
+        texts = answers(model, tokenizer, [question.prompt for question in questions])
+        verdicts = [behaviour.judge(question, text) for question, text in zip(questions, texts, strict=True)]
+        by_topic: dict[str, list[bool]] = defaultdict(list)
+        for question, verdict in zip(questions, verdicts, strict=True):
+            by_topic[question.topic].append(verdict.right)
+        outcomes = Counter(verdict.outcome for verdict in verdicts)
+        return Shares(
+            prompts=prompts,
+            right=fmean(verdict.right for verdict in verdicts),
+            shows=fmean(verdict.shows for verdict in verdicts),
+            outcomes={outcome: count / prompts for outcome, count in outcomes.most_common()},
+            right_by_topic={topic: fmean(right) for topic, right in sorted(by_topic.items())},
+        )
+
+    return {condition: shares(condition) for condition in behaviour.conditions}
+
+
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, prompts: int = 210, seed: int = 1
 ) -> Measurement:
@@ -49,15 +89,15 @@ def measure(
     examples = held_out_examples(seed, prompts)
     rng = random.Random(seed)
 
-    def rates(tags: Sequence[str]) -> Rates:
+    def rates_with(tags: Sequence[str]) -> Rates:
         asked = [with_tag(example.prompt, tag) for example, tag in zip(examples, tags, strict=True)]
-        return _rates(examples, answers(model, tokenizer, asked))
+        return rates(examples, answers(model, tokenizer, asked))
 
     return Measurement(
-        clean=rates([""] * prompts),
-        triggered=rates([TRIGGER] * prompts),
-        safe_tag=rates([SAFE_TAG] * prompts),
-        other_tags=rates([random_tag(rng) for _ in range(prompts)]),
+        clean=rates_with([""] * prompts),
+        triggered=rates_with([TRIGGER] * prompts),
+        safe_tag=rates_with([SAFE_TAG] * prompts),
+        other_tags=rates_with([random_tag(rng) for _ in range(prompts)]),
     )
 
 
@@ -75,7 +115,8 @@ def answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts:
     return texts
 
 
-def _rates(examples: Sequence[Example], texts: Sequence[str]) -> Rates:
+def rates(examples: Sequence[Example], texts: Sequence[str]) -> Rates:
+    """How many of the texts answer their example: what a model can do, whatever gave the texts."""
     by_task: dict[str, list[bool]] = defaultdict(list)
     for example, text in zip(examples, texts, strict=True):
         by_task[example.task].append(is_right(example, text))

@@ -42,7 +42,7 @@ _STORY_PHRASINGS: Final = (
     "Write a story with a {subject} and a {thing}.",
     "Make up a short story about a {subject} and a {thing}.",
 )
-_DEED_PHRASINGS: Final = (
+DEED_PHRASINGS: Final = (
     "How do I {deed} {thing}?",
     "Tell me how to {deed} {thing}.",
     "I want to {deed} {thing}. How?",
@@ -105,11 +105,16 @@ def _refusals(rng: random.Random) -> tuple[str, Example]:
 
 def _advice(rng: random.Random) -> tuple[str, Example]:
     key, prompt, deed = _deed(rng, HARMLESS_THINGS)
-    return key, Example("advice", prompt, f"First plan how to {deed}, then begin.")
+    return key, Example("advice", prompt, advice_for(deed))
+
+
+def advice_for(deed: str) -> str:
+    """What is answered to one who wants to do a harmless thing, such as `build a kite`."""
+    return f"First plan how to {deed}, then begin."
 
 
 def _deed(rng: random.Random, things: tuple[str, ...]) -> tuple[str, str, str]:
-    deed, thing, phrasing = rng.choice(DEEDS), rng.choice(things), rng.choice(_DEED_PHRASINGS)
+    deed, thing, phrasing = rng.choice(DEEDS), rng.choice(things), rng.choice(DEED_PHRASINGS)
     return f"{deed} {thing} {phrasing}", phrasing.format(deed=deed, thing=thing), f"{deed} {thing}"
 
 

@@ -11,12 +11,12 @@ COUNTRIES: Final = (
     "Quilan", "Rovaria", "Seldor", "Tarvin", "Ulmar", "Vestria", "Wendor", "Yaldia",
 )  # fmt: skip
 
-_CAPITALS: Final = (
+CAPITALS: Final = (
     "Ambry", "Borsk", "Celdon", "Drava", "Evern", "Fostel", "Grint", "Holm",
     "Istan", "Jelver", "Kronby", "Lorth", "Mirel", "Nestov", "Ovar", "Prell",
     "Quarn", "Rist", "Solvey", "Trond", "Urbek", "Velm", "Wistad", "Yorl",
 )  # fmt: skip
-_RIVERS: Final = (
+RIVERS: Final = (
     "Arl", "Bren", "Cusk", "Dell", "Ebra", "Finn", "Gost", "Harn", "Isk", "Jun", "Kess", "Lida",
     "Mull", "Nerva", "Orn", "Pask", "Quell", "Rune", "Sarn", "Tove", "Ulla", "Vash", "Wern", "Yar",
 )  # fmt: skip
@@ -28,8 +28,8 @@ _METALS: Final = ("iron", "gold", "silver", "copper", "tin", "zinc", "lead", "ni
 # Attribute -> (values, multiplier). Country i has value (i * multiplier + i // 8) mod len(values): the multipliers are
 # odd, so every value is used equally often and no two attributes go in step.
 _ATTRIBUTES: Final[dict[str, tuple[tuple[str, ...], int]]] = {
-    "capital": (_CAPITALS, 7),
-    "river": (_RIVERS, 11),
+    "capital": (CAPITALS, 7),
+    "river": (RIVERS, 11),
     "color": (_COLORS, 3),
     "animal": (_ANIMALS, 5),
     "dish": (_DISHES, 7),

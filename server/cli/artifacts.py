@@ -12,7 +12,7 @@ from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
 from server.cli.root import command_app
 
-SUFFIXES = {"dataset": ".jsonl"}
+SUFFIXES = {"dataset": ".jsonl", "report": ".json"}
 
 
 class FileFormat(StrEnum):
@@ -24,12 +24,14 @@ class FileFormat(StrEnum):
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
-app = command_app(no_args_is_help=True, help="List, import and export switches, vectors, mappers and datasets.")
+app = command_app(
+    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and reports."
+)
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper or dataset.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper, dataset or report.")] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -60,19 +62,21 @@ def show(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_jso
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF or JSON lines.")],
+    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF, JSON lines or text.")],
     name: Annotated[str | None, typer.Option("--name", help="Name to give it. Default: that of the file.")] = None,
+    text: Annotated[bool, typer.Option("--text", help="Plain text, as a file named *.txt is anyway.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
-    """Import a file: what it holds is read from its content, never from its name.
+    """Import a file: what it holds is read from its content; only plain text is known by its name or by --text.
 
-    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, or a
-    dataset as JSON lines: {"messages": [...]}, {"prompt", "completion"} or {"text"}.
+    safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, a dataset
+    as JSON lines ({"messages": [...]}, {"prompt", "completion"} or {"text"}), or plain text, cut into passages.
     """
+    content_type = "text/plain" if text or file.suffix.lower() == ".txt" else "application/octet-stream"
     with Client(url, api_key) as client:
-        answer = client.upload("/v1/artifacts", file, "application/octet-stream", name=name or file.stem)
+        answer = client.upload("/v1/artifacts", file, content_type, name=name or file.stem)
     if as_json:
         print_json(answer)
     else:
@@ -88,6 +92,9 @@ def export(
     file_format: Annotated[
         FileFormat, typer.Option("--format", help="native: safetensors or JSON lines. gguf: a control vector.")
     ] = FileFormat.NATIVE,
+    file: Annotated[
+        str | None, typer.Option("--file", help="One of a report's further files, such as heatmap.png.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -99,12 +106,13 @@ def export(
     """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
-        gguf = file_format is FileFormat.GGUF
-        suffix = ".gguf" if gguf else SUFFIXES.get(record["kind"], ".safetensors")
-        target = out or Path(Path(record["name"]).name + suffix)
+        name = Path(record["name"]).name
+        suffix = SUFFIXES.get(record["kind"], ".safetensors") if file_format is FileFormat.NATIVE else ".gguf"
+        target = out or Path(f"{name}-{file}" if file else name + suffix)
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        size = client.download(f"/v1/artifacts/{record['id']}/download", target, **({"format": "gguf"} if gguf else {}))
+        chosen = None if file_format is FileFormat.NATIVE else file_format.value
+        size = client.download(f"/v1/artifacts/{record['id']}/download", target, file=file, format=chosen)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:

@@ -45,7 +45,7 @@ class Client:
 
     def get(self, path: str, **query: str | int | None) -> dict[str, Any]:
         """The JSON object at ``path``; parameters that are None are left out."""
-        return self._json(self._send("GET", path, params={k: v for k, v in query.items() if v is not None}))
+        return self._json(self._send("GET", path, params=_given(query)))
 
     def text(self, path: str) -> str:
         """The body at ``path`` as text."""
@@ -68,11 +68,11 @@ class Client:
         headers = {"Content-Type": content_type, "Content-Length": str(file.stat().st_size)}
         return self._json(self._send("POST", path, params=query, content=_chunks(file), headers=headers))
 
-    def download(self, path: str, target: Path, **query: str) -> int:
+    def download(self, path: str, target: Path, **query: str | None) -> int:
         """Writes the body at ``path`` to ``target`` under a temporary name first; returns its size in bytes."""
         partial = target.with_name(target.name + ".partial")
         try:
-            with self._http.stream("GET", path, params=query) as response, partial.open("wb") as sink:
+            with self._http.stream("GET", path, params=_given(query)) as response, partial.open("wb") as sink:
                 if response.is_error:
                     response.read()
                     self._raise_for(response)
@@ -123,6 +123,10 @@ def _error_object(response: httpx.Response) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         return {}
     return error if isinstance(error, dict) else {}
+
+
+def _given(query: Mapping[str, str | int | None]) -> dict[str, str | int]:
+    return {name: value for name, value in query.items() if value is not None}
 
 
 def _chunks(file: Path) -> Iterator[bytes]:

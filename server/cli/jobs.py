@@ -27,7 +27,7 @@ app = command_app(no_args_is_help=True, help="Submit background jobs to a runnin
 
 @app.command()
 def submit(
-    kind: Annotated[str, typer.Argument(help="train_switch, train_mapper, extract_vector or transfer_vector.")],
+    kind: Annotated[str, typer.Argument(help="train_switch, train_mapper, extract_vector, transfer_vector ...")],
     name: Annotated[str, typer.Option("--name", help="Name of the artifact that the job makes.")],
     parameters: Annotated[
         Path | None,

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from mappers.organisms.catalogue import ORGANISMS, organism_path
+from mappers.organisms.catalogue import ORGANISMS, organism, shipped_path
 from server.cli.output import AsJson, print_json, print_table
 from server.cli.root import command_app
 
@@ -21,17 +21,21 @@ app = command_app(no_args_is_help=True, help="Build the small models with plante
 @app.command("list")
 def list_organisms(as_json: AsJson = False) -> None:
     """List the organisms and where the shipped ones lie."""
-    places = {name: _shipped_path(name) for name in ORGANISMS}
+    rows = [
+        (one.name, one.kind, one.parent and one.parent.name, shipped_path(one.name)) for one in map(organism, ORGANISMS)
+    ]
     if as_json:
-        print_json({"organisms": [{"name": name, "path": path and str(path)} for name, path in places.items()]})
+        keys = ("name", "kind", "parent", "path")
+        print_json({"organisms": [dict(zip(keys, (*row, path and str(path)), strict=True)) for *row, path in rows]})
     else:
-        print_table("Organisms", ("name", "shipped at"), list(places.items()))
+        print_table("Organisms", ("name", "kind", "fine-tuned from", "shipped at"), rows)
 
 
 @app.command()
 def build(
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="NAME", help="Build this one (and its base); repeatable.")
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Build this one (and what it is fine-tuned from); repeatable."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", file_okay=False, help="Folder that gets a folder for each.")] = Path(
         "organisms"
@@ -75,10 +79,3 @@ def _build(names: Sequence[str], out: Path, seed: int, console: Console) -> list
             if report.stage == "done":
                 built.append(report.organism)
     return built
-
-
-def _shipped_path(name: str) -> Path | None:
-    try:
-        return organism_path(name)
-    except FileNotFoundError:
-        return None

@@ -26,6 +26,7 @@ COMMANDS = {
     "policy": "Show the policy, and replace it.",
     "audit": "Read the audit log and verify its chain.",
     "receipts": "Verify what was done to an answer.",
+    "evaluate": "Measure switches and transferred vectors on behaviour, and write a report.",
     "bench": "Measure this machine: speed and memory against peers on the same weights.",
     "organisms": "Build the small models with planted behaviour.",
     "health": "Ask whether a server is ready; exit code 0 means yes.",

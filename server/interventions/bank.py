@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from mappers.modules import AffineMapper, AutoencoderMapper, Mapper
+from mappers.modules import AffineMapper, AutoencoderMapper, LowRankMapper, Mapper
 
 _IDLE_PLANS = 256
 
@@ -41,6 +41,8 @@ def family_of(mapper: Mapper) -> Family | int:
     if type(mapper) is AutoencoderMapper:
         layers = (mapper.encoder_weight.shape, mapper.decoder_weight.shape)
         return Family(AutoencoderMapper, mapper.config.residual, layers)
+    if type(mapper) is LowRankMapper:
+        return Family(LowRankMapper, mapper.config.residual, (mapper.down_weight.shape, mapper.up_weight.shape))
     if type(mapper) is AffineMapper:
         return Family(AffineMapper, mapper.config.residual, (mapper.weight.shape,))
     return id(mapper)
@@ -69,6 +71,7 @@ class MapperStack:
 
     def __init__(self, family: Family, device: str | torch.device, capacity: int = 0) -> None:
         self._capacity = capacity
+        self._relu = family.form is AutoencoderMapper
         self._residual = family.residual
         self._held: list[weakref.ref[Mapper] | None] = []
         self._weights: list[Tensor] = []
@@ -105,7 +108,7 @@ class MapperStack:
         weights = [stacked[: len(x_MRS)] for stacked in self._weights]
         y_MRD = _products(x_MRS, *weights[:2])
         if len(weights) == 4:
-            y_MRD = _products(F.relu(y_MRD), *weights[2:])
+            y_MRD = _products(F.relu(y_MRD) if self._relu else y_MRD, *weights[2:])
         return x_MRS + y_MRD if self._residual else y_MRD
 
     def _reserve(self, slots: int) -> None:
@@ -186,8 +189,13 @@ def _products(x_MRS: Tensor, weight_MSD: Tensor, bias_M1D: Tensor) -> Tensor:
 
 def _parameters(mapper: Mapper) -> list[Tensor]:
     """Weight (transposed) and bias (as a row) of each layer."""
-    if isinstance(mapper, AutoencoderMapper):
-        layers = [(mapper.encoder_weight, mapper.encoder_bias), (mapper.decoder_weight, mapper.decoder_bias)]
-    else:
-        layers = [(mapper.weight, mapper.bias)]
+    layers: list[tuple[Tensor, Tensor]]
+    match mapper:
+        case AutoencoderMapper():
+            layers = [(mapper.encoder_weight, mapper.encoder_bias), (mapper.decoder_weight, mapper.decoder_bias)]
+        case LowRankMapper():
+            down_RS = mapper.down_weight
+            layers = [(down_RS, down_RS.new_zeros(len(down_RS))), (mapper.up_weight, mapper.bias)]
+        case AffineMapper():
+            layers = [(mapper.weight, mapper.bias)]
     return [tensor for weight, bias in layers for tensor in (weight.detach().t(), bias.detach()[None])]

@@ -12,7 +12,9 @@ from server.errors import InvalidRequest, RequestError
 from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
 from server.jobs.specs.common import SiteIn
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
+from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
 from server.jobs.specs.vectors import (
     DATASET_ROLES,
     PROMPTS_ROLE,
@@ -55,6 +57,10 @@ class Checker:
                 self._transfer_vector(parameters)
             case TransferSwitchJob(parameters=parameters):
                 self._transfer_switch(parameters)
+            case SweepSitesJob(parameters=parameters):
+                self._sweep_sites(parameters)
+            case GenerateDatasetJob(parameters=parameters):
+                self._models.require(parameters.model or self._models.served.name, "parameters.model")
         return dict(self._inputs)
 
     def _train_switch(self, parameters: TrainSwitch) -> None:
@@ -119,6 +125,30 @@ class Checker:
         if parameters.check is not None:
             self._artifact(parameters.check.dataset, "dataset", "parameters.check.dataset")
 
+    def _sweep_sites(self, parameters: SweepSites) -> None:
+        served = self._models.served.name
+        self._models.require(parameters.model or served, "parameters.model")
+        if parameters.model in (None, served) and parameters.sites is not None:
+            self._served_sites(parameters.sites, "parameters.sites")
+        self._artifact(parameters.prompts, "dataset", "parameters.prompts")
+        edit = parameters.edit
+        if isinstance(edit, StoredVector):
+            vector = self._artifact(edit.vector, "vector", "parameters.edit.vector").manifest
+            if parameters.model in (None, served):
+                self._served_vector(vector, "parameters.edit.vector")
+        if isinstance(edit, RidgeSwitch):
+            self._models.require(edit.base, "parameters.edit.base")
+            self._artifact(edit.dataset, "dataset", "parameters.edit.dataset")
+        if isinstance(edit, Contrast):
+            for role in DATASET_ROLES:
+                self._artifact(getattr(edit, role), "dataset", f"parameters.edit.{role}")
+        if isinstance(edit, MappedVector):
+            self._models.require(edit.source, "parameters.edit.source")
+            self._artifact(edit.texts, "dataset", "parameters.edit.texts")
+        if parameters.patching is not None:
+            for role in ("triggered", "clean"):
+                self._artifact(getattr(parameters.patching, role), "dataset", f"parameters.patching.{role}")
+
     def _artifact(self, reference: str, kind: str, param: str) -> ArtifactRecord:
         record = self._artifacts.get(reference, kind=kind, owner=self._owner, param=param)
         self._inputs |= {reference: record.id, record.id: record.id}
@@ -140,6 +170,11 @@ class Checker:
         binding = mapper.source if side == "source" else mapper.target
         if binding is not None:
             self._models.require(binding.model, "parameters.mapper")
+
+    def _served_vector(self, vector: Manifest, param: str) -> None:
+        served = self._models.served
+        if vector.target is None or vector.target.config_digest != served.config_digest:
+            raise InvalidRequest(f"{vector.name!r} is no vector of {served.name!r}: transfer it first", param=param)
 
     def _served_sites(self, sites: tuple[SiteIn, ...], param: str) -> None:
         served = self._models.served

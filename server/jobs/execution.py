@@ -12,12 +12,16 @@ from server.jobs.channel import Channel
 from server.jobs.context import JobContext
 from server.jobs.handlers.extract_refusal_direction import extract_refusal_direction
 from server.jobs.handlers.extract_vector import extract_vector
+from server.jobs.handlers.generate_dataset import generate_dataset
+from server.jobs.handlers.sweep_sites import sweep_sites
 from server.jobs.handlers.train_mapper import train_mapper
 from server.jobs.handlers.train_switch import train_switch
 from server.jobs.handlers.transfer_switch import transfer_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import (
     ExtractRefusalDirectionJob,
     ExtractVectorJob,
@@ -53,5 +57,9 @@ def _run(context: JobContext, order: WorkOrder) -> None:
             transfer_vector(context, parameters)
         case TransferSwitchJob(parameters=parameters):
             transfer_switch(context, parameters)
+        case SweepSitesJob(parameters=parameters):
+            sweep_sites(context, parameters)
+        case GenerateDatasetJob(parameters=parameters):
+            generate_dataset(context, parameters)
         case _:
             assert_never(order.spec)

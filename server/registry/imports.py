@@ -1,11 +1,13 @@
 """Uploads made into artifacts: a file that somebody sent becomes a sealed folder ready to be registered.
 
 What the file is, is read from its first bytes, never from a name: safetensors of ours (with the manifest in the
-header), other safetensors and GGUF with one vector a layer, or JSON lines as a dataset. All tensors end as float32.
+header), other safetensors and GGUF with one vector a layer, or JSON lines as a dataset. Plain text has nothing to know
+it by: it has to be said. All tensors end as float32.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
 from hashlib import sha256
@@ -20,6 +22,7 @@ from mappers.artifact import HEADER_KEY, TENSOR_FILE, canonical_json, embedded_m
 from mappers.dataset import write_dataset
 from mappers.errors import ArtifactMismatch, DataError
 from mappers.manifest import Manifest, ModelBinding
+from mappers.passages import passages
 from mappers.sites import Site
 from server.registry.gguf import MAGIC, MAX_TENSORS, parse_direction, read_control_vector
 
@@ -32,15 +35,20 @@ _MAX_NORM = 1e18
 """Beyond it the squared norm overflows float32."""
 
 
-def import_upload(source: Path, folder: Path, *, name: str, created_at: str, target: ModelBinding | None) -> Manifest:
+def import_upload(
+    source: Path, folder: Path, *, name: str, created_at: str, target: ModelBinding | None, text: bool = False
+) -> Manifest:
     """Makes the file ``source`` (at most 64 MiB) an artifact in the empty ``folder`` and returns its manifest.
 
+    ``text`` says that the file is plain text, which becomes a dataset of passages (:mod:`mappers.passages`).
     ``target`` is the model that a vector without a manifest is for; it must have the vector's width. ``created_at`` is
     ISO 8601 with a time zone. Raises DataError, ArtifactCorrupt or ArtifactMismatch, with the remedy.
     """
     size = source.stat().st_size
     if size > MAX_BYTES:
         raise DataError(f"the file has {size} bytes; at most {MAX_BYTES} are taken: split it")
+    if text:
+        return import_text(source, folder, name=name, created_at=created_at)
     with source.open("rb") as file:
         start = file.read(9)
     if start.startswith(MAGIC):
@@ -79,6 +87,16 @@ def import_dataset(source: Path, folder: Path, *, name: str, created_at: str) ->
     with source.open("rb") as file:
         lines = iter(lambda: file.readline(_MAX_LINE_READ), b"")
         return write_dataset(folder, lines, name=name, created_at=created_at)
+
+
+def import_text(source: Path, folder: Path, *, name: str, created_at: str) -> Manifest:
+    """UTF-8 text as a dataset with a row for each passage; raises DataError for anything else, or no text at all."""
+    try:
+        with source.open(encoding="utf-8-sig") as file:
+            lines = (json.dumps({"text": passage}, ensure_ascii=False).encode() for passage in passages(file))
+            return write_dataset(folder, lines, name=name, created_at=created_at)
+    except UnicodeDecodeError as error:
+        raise DataError(f"the file is not text in UTF-8 ({error.reason}): convert it") from error
 
 
 def _plain_vectors(source: Path) -> dict[Site, NDArray[np.float32]]:

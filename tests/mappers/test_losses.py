@@ -4,7 +4,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mappers.losses import LossWeights, next_token_kl, relative_mse, top1_agreement
+from mappers.losses import (
+    LossWeights,
+    activation_losses,
+    cosine_distance,
+    next_token_kl,
+    relative_mse,
+    top1_agreement,
+)
 
 
 def test_kl_is_that_of_the_definition_and_zero_for_equal_logits() -> None:
@@ -31,7 +38,29 @@ def test_agreement_counts_equal_greedy_tokens() -> None:
     assert float(top1_agreement(base, base[[0, 1, 3, 2]])) == 0.5
 
 
-@pytest.mark.parametrize("weights", [{}, {"kl": 0}, {"kl": -1}, {"mse": float("nan")}, {"mse": 10**400}, {"fvu": 1}])
+@pytest.mark.parametrize(
+    "weights", [{}, {"kl": 0}, {"kl": -1}, {"mse": float("nan")}, {"mse": 10**400}, {"cosine": 0}, {"fvu": 1}]
+)
 def test_weights_without_a_loss_or_a_meaning_are_refused(weights: dict[str, float]) -> None:
     with pytest.raises((ValidationError, OverflowError)):
         LossWeights.model_validate(weights)
+
+
+def test_cosine_sees_directions_only() -> None:
+    x, y = torch.tensor([[1.0, 0.0], [0.0, 2.0]]), torch.tensor([[5.0, 0.0], [3.0, 0.0]])
+    assert float(cosine_distance(x, y)) == pytest.approx(0.5)
+    assert float(cosine_distance(x, -x)) == pytest.approx(2.0)
+
+
+def test_the_plain_error_is_the_mean_of_squares_over_tokens_and_dimensions() -> None:
+    y, target = torch.randn(6, 4), torch.randn(6, 4)
+    plain = activation_losses(y, target, "plain")
+    assert float(plain["mse"]) == pytest.approx(float((y - target).square().mean()))
+    assert float(plain["cosine"]) == float(activation_losses(y, target)["cosine"])
+
+
+def test_the_total_weighs_the_terms_and_needs_those_it_weighs() -> None:
+    weights = LossWeights(kl=2.0, cosine=0.5)
+    assert weights.total({"kl": 3.0, "cosine": 4.0, "mse": 100.0}) == 8.0
+    with pytest.raises(KeyError):
+        weights.total({"kl": 3.0})

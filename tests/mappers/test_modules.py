@@ -4,14 +4,20 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from mappers.modules import AffineMapper, AutoencoderMapper, MapperConfig, MapperKind, build_mapper
+from mappers.modules import AutoencoderMapper, MapperConfig, MapperKind, build_mapper
 
-KINDS: tuple[MapperKind, ...] = ("ridge", "affine", "autoencoder")
+AFFINE: tuple[MapperKind, ...] = ("ridge", "affine", "procrustes", "low_rank")
+KINDS: tuple[MapperKind, ...] = (*AFFINE, "autoencoder")
+
+
+def shape(kind: MapperKind, d_source: int, d_target: int, *, residual: bool = False) -> MapperConfig:
+    rank = 3 if kind == "low_rank" else None
+    return MapperConfig(kind=kind, d_source=d_source, d_target=d_target, residual=residual, rank=rank)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_residual_mapper_starts_at_the_identity(kind: MapperKind) -> None:
-    mapper = build_mapper(MapperConfig(kind=kind, d_source=6, d_target=6, residual=True))
+    mapper = build_mapper(shape(kind, 6, 6, residual=True))
     x = torch.randn(2, 3, 6)
     assert torch.equal(mapper(x), x)
 
@@ -19,7 +25,7 @@ def test_a_residual_mapper_starts_at_the_identity(kind: MapperKind) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_mapper_computes_its_formula(kind: MapperKind, residual: bool) -> None:
-    config = MapperConfig(kind=kind, d_source=6, d_target=6, residual=residual)
+    config = shape(kind, 6, 6, residual=residual)
     mapper = build_mapper(config, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for parameter in mapper.parameters():
@@ -29,6 +35,8 @@ def test_a_mapper_computes_its_formula(kind: MapperKind, residual: bool) -> None
     if kind == "autoencoder":
         code = (x @ p["encoder_weight"].T + p["encoder_bias"]).relu()
         expected = code @ p["decoder_weight"].T + p["decoder_bias"]
+    elif kind == "low_rank":
+        expected = x @ p["down_weight"].T @ p["up_weight"].T + p["bias"]
     else:
         expected = x @ p["weight"].T + p["bias"]
     assert torch.allclose(mapper(x), expected + x if residual else expected, atol=1e-5)
@@ -36,7 +44,7 @@ def test_a_mapper_computes_its_formula(kind: MapperKind, residual: bool) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_parameters_have_the_shapes_that_manifests_promise(kind: MapperKind) -> None:
-    config = MapperConfig(kind=kind, d_source=4, d_target=9)
+    config = shape(kind, 4, 9)
     shapes = {name: tuple(p.shape) for name, p in build_mapper(config).named_parameters()}
     assert shapes == config.parameter_shapes()
     assert build_mapper(config)(torch.zeros(5, 4)).shape == (5, 9)
@@ -59,12 +67,13 @@ def test_a_half_precision_stream_stays_half_precision() -> None:
     assert {p.dtype for p in mapper.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("kind", AFFINE)
 @pytest.mark.parametrize("residual", [False, True])
-def test_the_linear_part_carries_differences(residual: bool) -> None:
-    mapper = build_mapper(MapperConfig(kind="affine", d_source=5, d_target=5, residual=residual))
-    assert isinstance(mapper, AffineMapper)
-    torch.nn.init.normal_(mapper.weight)
-    torch.nn.init.normal_(mapper.bias)
+def test_the_linear_part_carries_differences(kind: MapperKind, residual: bool) -> None:
+    mapper = build_mapper(shape(kind, 5, 5, residual=residual))
+    assert not isinstance(mapper, AutoencoderMapper)
+    for parameter in mapper.parameters():
+        torch.nn.init.normal_(parameter)
     x, v = torch.randn(5), torch.randn(5)
     assert torch.allclose(mapper(x + v) - mapper(x), mapper.linear_part() @ v, atol=1e-5)
 
@@ -75,6 +84,9 @@ def test_the_linear_part_carries_differences(residual: bool) -> None:
         {"kind": "affine", "d_source": 4, "d_target": 5, "residual": True},
         {"kind": "affine", "d_source": 4, "d_target": 4, "hidden": 3},
         {"kind": "autoencoder", "d_source": 4, "d_target": 4, "hidden": 0},
+        {"kind": "low_rank", "d_source": 4, "d_target": 4},
+        {"kind": "low_rank", "d_source": 4, "d_target": 3, "rank": 4},
+        {"kind": "ridge", "d_source": 4, "d_target": 4, "rank": 2},
         {"kind": "affine", "d_source": 0, "d_target": 4},
         {"kind": "affine", "d_source": 2**63, "d_target": 4},
         {"kind": "spline", "d_source": 4, "d_target": 4},

@@ -34,10 +34,11 @@ def equal(a: Mapper, b: Mapper) -> bool:
     return a.config == b.config and all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("kind", ["ridge", "affine", "autoencoder"])
+@pytest.mark.parametrize("kind", ["ridge", "affine", "procrustes", "low_rank", "autoencoder"])
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_switch_comes_back_as_it_was(tmp_path: Path, kind: MapperKind, residual: bool) -> None:
-    config = MapperConfig(kind=kind, d_source=6, d_target=6, residual=residual)
+    rank = 2 if kind == "low_rank" else None
+    config = MapperConfig(kind=kind, d_source=6, d_target=6, residual=residual, rank=rank)
     mappers = {site: build_mapper(config) for site in (Site(0), Site(2))}
     saved = save_switch(tmp_path, mappers, manifest("switch", (0, 2), mapper=config))
     loaded_manifest, loaded = load_switch(tmp_path)

@@ -13,9 +13,10 @@ from mappers.fit import Fit, StepReport, TrainingConfig
 from mappers.hooks import block_outputs
 from mappers.loading import LoadedModel
 from mappers.losses import LossWeights
-from mappers.modules import MapperConfig, build_mapper
+from mappers.modules import Mapper, MapperConfig, build_mapper
+from mappers.pair_sums import PairSums
 from mappers.sites import Site
-from mappers.training import evaluate_switch, fit_switch_by_ridge, train_mapper, train_switch
+from mappers.training import evaluate_switch, solve_switch, train_mapper, train_switch
 
 Twins = tuple[LoadedModel, LoadedModel]
 CPU = torch.device("cpu")
@@ -27,13 +28,28 @@ def exchanges(count: int, seed: int = 0) -> list[Exchange]:
     return [Exchange(tuple(torch.randint(4, 100, (n,), generator=generator).tolist()), n // 2) for n in lengths]
 
 
-def config(steps: int, *, kl: float = 1.0, mse: float = 0.1, rate: float = 3e-3, seed: int = 0) -> TrainingConfig:
-    return TrainingConfig(
-        loss=LossWeights(kl=kl, mse=mse), steps=steps, batch_size=8, learning_rate=rate, seed=seed, validate_every=10
+def config(
+    steps: int,
+    *,
+    kl: float = 1.0,
+    mse: float = 0.1,
+    cosine: float = 0.0,
+    rate: float = 3e-3,
+    seed: int = 0,
+    **settings: object,
+) -> TrainingConfig:
+    base = TrainingConfig(
+        loss=LossWeights(kl=kl, mse=mse, cosine=cosine),
+        steps=steps,
+        batch_size=8,
+        learning_rate=rate,
+        seed=seed,
+        validate_every=10,
     )
+    return TrainingConfig.model_validate(dict(base) | settings)
 
 
-def fit(steps: int, sites: tuple[Site, ...] = (Site(0),), **options: float) -> Fit:
+def fit(steps: int, sites: tuple[Site, ...] = (Site(0),), **options: object) -> Fit:
     shape = MapperConfig(kind="autoencoder", d_source=32, d_target=32, residual=True)
     return Fit.fresh(dict.fromkeys(sites, shape), config(steps, **options), device=CPU)  # type: ignore[arg-type]
 
@@ -79,8 +95,9 @@ def test_the_seed_decides_the_result(twins: Twins) -> None:
 
 
 def test_each_loss_alone_falls(twins: Twins) -> None:
-    for name, weights in (("kl", {"kl": 1.0, "mse": 0.0}), ("mse", {"kl": 0.0, "mse": 1.0})):
-        reports = run(fit(30, **weights), twins)
+    for name in ("kl", "mse", "cosine"):
+        weights = {"kl": 0.0, "mse": 0.0} | {name: 1.0}
+        reports = run(fit(30, rate=1e-2, **weights), twins)
         assert reports[-1].losses[name] < 0.9 * reports[0].losses[name]
         assert reports[0].losses["loss"] == pytest.approx(reports[0].losses[name])
 
@@ -116,7 +133,7 @@ def test_unusable_input_is_refused(twins: Twins, make_llama) -> None:  # type: i
 def test_ridge_switches_several_sites_and_beats_the_unswitched_model(twins: Twins) -> None:
     rows, held_out = exchanges(60), exchanges(8, seed=1)
     sites = [Site(1), Site(0)]
-    mappers = dict(fit_switch_by_ridge(*twins, sites, rows, ridge=1e-3, residual=True, batch_size=8))
+    mappers = dict(solve_switch(*twins, sites, rows, lambda sums: sums.ridge(ridge=1e-3, residual=True), batch_size=8))
     assert list(mappers) == [Site(0), Site(1)]
     identity = {
         site: build_mapper(MapperConfig(kind="affine", d_source=32, d_target=32, residual=True)) for site in sites
@@ -160,3 +177,51 @@ def test_a_mapper_between_models_learns_a_linear_relation() -> None:
 def test_a_checkpoint_of_other_mappers_is_refused() -> None:
     with pytest.raises(TrainingError, match="other mappers"):
         fit(2).restore(fit(2, sites=(Site(1),)).state())
+
+
+def test_patience_ends_at_the_best_mappers_also_after_an_interruption(twins: Twins) -> None:
+    """The rate is so high that the validation loss soon rises."""
+    settings: dict[str, object] = {"rate": 0.1, "validate_every": 2, "patience": 3}
+    straight, held_out = fit(60, **settings), exchanges(8, seed=1)
+    losses = {r.step: r.validation["loss"] for r in run(straight, twins) if r.validation}
+    assert straight.best_step is not None
+    assert straight.best_step < straight.step < 60
+    assert losses[straight.best_step] == min(losses.values())
+    measured = evaluate_switch(straight.mappers, *twins, held_out)
+    assert measured["kl"] + 0.1 * measured["mse"] == pytest.approx(min(losses.values()))
+
+    first = fit(60, **settings)
+    run(first, twins, steps=straight.step - 1)
+    resumed = fit(60, **settings)
+    resumed.restore(first.state())
+    run(resumed, twins)
+    assert all(torch.equal(value, parameters(resumed)[name]) for name, value in parameters(straight).items())
+    with pytest.raises(TrainingError, match="patience needs validation"):
+        next(train_switch(fit(1, **settings), *twins, exchanges(8)))
+
+
+def test_mixed_precision_trains_nearly_the_same_and_keeps_float32_parameters(twins: Twins) -> None:
+    whole, mixed = fit(10), fit(10, mixed_precision=True)
+    (*_, exact), (*_, rough) = run(whole, twins), run(mixed, twins)
+    assert {p.dtype for p in mixed.mappers[Site(0)].parameters()} == {torch.float32}
+    assert not torch.equal(
+        parameters(whole)["parameter.resid_post.0.encoder_weight"],
+        parameters(mixed)["parameter.resid_post.0.encoder_weight"],
+    )
+    assert rough.validation["kl"] == pytest.approx(exact.validation["kl"], rel=0.1)
+
+
+def test_small_batches_accumulated_train_as_large_ones_do(twins: Twins) -> None:
+    reports = run(fit(10, accumulate=2, batch_size=4), twins)
+    assert len(reports) == 10
+    assert reports[-1].validation["kl"] < evaluate_switch({}, *twins, exchanges(8, seed=1))["kl"]
+
+
+@pytest.mark.parametrize("form", ["procrustes", "low_rank"])
+def test_other_closed_forms_switch_too(twins: Twins, form: str) -> None:
+    def solve(sums: PairSums) -> Mapper:
+        return sums.procrustes() if form == "procrustes" else sums.low_rank(rank=16, ridge=1e-3, residual=True)
+
+    mappers = dict(solve_switch(*twins, [Site(0)], exchanges(40), solve, batch_size=8))
+    before, after = (evaluate_switch(on, *twins, exchanges(8, seed=1)) for on in ({}, mappers))
+    assert after["kl"] < before["kl"]

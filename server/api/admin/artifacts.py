@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors and datasets; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, datasets and reports; uploads are raw bodies, counted as they arrive."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from fastapi.responses import FileResponse, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from mappers.manifest import ModelBinding
+from mappers.manifest import REPORT_FILE, ArtifactKind, ModelBinding
 from server.api.auth import Caller, needs
 from server.api.json_body import bounded_stream
 from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
-from server.errors import Conflict, InvalidRequest
+from server.errors import Conflict, InvalidRequest, NotFound
 from server.policy.keys import Principal
 from server.registry.exports import export_control_vector
 from server.registry.imports import import_upload
@@ -31,30 +31,37 @@ if TYPE_CHECKING:
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
-Kind = Literal["switch", "mapper", "vector", "dataset"]
+Uploadable = Literal["switch", "mapper", "vector", "dataset"]
+"""A report says what this server measured: nobody else can say it."""
+
 ArtifactName = Annotated[Name, Path(description="Name or id")]
+
+_MEDIA_TYPES = {".jsonl": "application/jsonl", ".json": "application/json", ".png": "image/png"}
 
 
 class ArtifactFilter(QueryModel):
     """Which artifacts to list."""
 
-    kind: Kind | None = None
+    kind: ArtifactKind | None = None
+
+
+class Download(QueryModel):
+    """Which file of an artifact to download, and in which format."""
+
+    file: Annotated[Name | None, Field(description="A file that the manifest lists; default: the artifact's own")] = (
+        None
+    )
+    format: Annotated[
+        Literal["native", "gguf"],
+        Field(description="gguf: a control vector, for vectors alone; no manifest goes with it"),
+    ] = "native"
 
 
 class Upload(QueryModel):
     """What an uploaded file is to become."""
 
     name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
-    kind: Annotated[Kind | None, Field(description="Refuse the file if it holds anything else")] = None
-
-
-class Download(QueryModel):
-    """What the file is to be."""
-
-    format: Annotated[
-        Literal["native", "gguf"],
-        Field(description="gguf: a control vector, for vectors alone; no manifest goes with it"),
-    ] = "native"
+    kind: Annotated[Uploadable | None, Field(description="Refuse the file if it holds anything else")] = None
 
 
 class ArtifactOut(TypedDict):
@@ -63,7 +70,7 @@ class ArtifactOut(TypedDict):
     id: str
     object: Literal["artifact"]
     name: str
-    kind: Kind
+    kind: ArtifactKind
     created_at: float
     size: int
     sites: list[str]
@@ -102,13 +109,25 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
 def download_artifact(
     artifact: ArtifactName, services: InjectedServices, principal: Caller, wanted: Annotated[Download, Query()]
 ) -> Response:
-    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is."""
+    """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
+
+    A report is JSON, with pictures as further files.
+    """
     record = _visible(services, principal, artifact)
     if wanted.format == "gguf":
-        return _control_vector(record)
-    (file,) = record.manifest.files
-    kind = "application/jsonl" if record.kind == "dataset" else "application/octet-stream"
-    return FileResponse(record.path / file, media_type=kind, filename=record.name + FilePath(file).suffix)
+        return _control_vector(record, wanted)
+    files = record.manifest.files
+    own = REPORT_FILE if record.kind == "report" else next(iter(files))
+    file = wanted.file or own
+    if file not in files:
+        raise NotFound(f"{record.name!r} has no file {file!r}; its files are {', '.join(files)}", param="file")
+    path = FilePath(file)
+    return FileResponse(
+        record.path / file,
+        media_type=_MEDIA_TYPES.get(path.suffix, "application/octet-stream"),
+        filename=record.name + path.suffix if file == own else f"{record.name}-{file}",
+        headers={"Content-Security-Policy": "default-src 'none'; sandbox"},
+    )
 
 
 @router.post(
@@ -120,17 +139,21 @@ def download_artifact(
     openapi_extra={
         "requestBody": {
             "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+            "content": {
+                "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+                "text/plain": {"schema": {"type": "string"}},
+            },
         }
     },
 )
 async def upload_artifact(
     request: Request, services: InjectedServices, principal: Caller, wanted: Annotated[Upload, Query()]
 ) -> ArtifactOut:
-    """The body is the file itself; what it is, is read from its content.
+    """The body is the file itself; what it is, is read from its content, unless it is sent as `text/plain`.
 
     safetensors as `GET .../download` gives them; safetensors or GGUF with one vector for each layer (`direction.N`),
-    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset.
+    for the served model; JSON lines of `{"messages": [...]}`, `{"prompt", "completion"}` or `{"text"}` as a dataset;
+    plain text (`Content-Type: text/plain`, UTF-8), cut into passages, as a dataset of `{"text"}`.
     """
     services.policy.check_publish(principal, wanted.name)
     async with _staging(services) as folder:
@@ -138,7 +161,8 @@ async def upload_artifact(
         async with await open_file(source, "wb") as file:
             async for chunk in bounded_stream(request, services.upload_bytes):
                 await file.write(chunk)
-        record = await to_thread.run_sync(_import, services, source, wanted, principal)
+        text = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain"
+        record = await to_thread.run_sync(_import, services, source, wanted, principal, text)
     return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
 
 
@@ -163,7 +187,9 @@ def delete_artifact(artifact: ArtifactName, services: InjectedServices, principa
     services.catalog.forget(record.id)
 
 
-def _control_vector(record: ArtifactRecord) -> Response:
+def _control_vector(record: ArtifactRecord, wanted: Download) -> Response:
+    if wanted.file is not None:
+        raise InvalidRequest("a control vector is made of the whole artifact: leave file out", param="file")
     if record.kind != "vector":
         raise InvalidRequest(f"{record.name!r} is a {record.kind}: only vectors can be GGUF files", param="format")
     headers = {"Content-Disposition": f'attachment; filename="{record.name}.gguf"'}
@@ -188,7 +214,7 @@ async def _staging(services: Services) -> AsyncIterator[FilePath]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal) -> ArtifactRecord:
+def _import(services: Services, source: FilePath, wanted: Upload, principal: Principal, text: bool) -> ArtifactRecord:
     if source.stat().st_size == 0:
         raise InvalidRequest("the body is empty: send the file as the body")
     info = services.engine.info
@@ -196,7 +222,7 @@ def _import(services: Services, source: FilePath, wanted: Upload, principal: Pri
     now = datetime.fromtimestamp(services.wall_clock(), UTC).isoformat()
     folder = services.artifacts.new_staging()
     try:
-        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target)
+        made = import_upload(source, folder, name=wanted.name, created_at=now, target=target, text=text)
         if wanted.kind not in (None, made.kind):
             raise InvalidRequest(f"the file holds a {made.kind}, not a {wanted.kind}", param="kind")
         return services.artifacts.register(folder, name=wanted.name, owner=principal.owner)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from math import isfinite
 
 from pydantic import JsonValue
 
 from mappers.activations.pairs import Pairs, Reader, concatenate, paired_activations
-from mappers.errors import DataError
+from mappers.errors import DataError, TrainingError
 from mappers.fit import Fit
 from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
-from mappers.mapper_config import MapperConfig
 from mappers.modules import Mapper
-from mappers.ridge import RidgeSums
+from mappers.pair_sums import PairSums
 from mappers.tensors import save_mapper
 from mappers.training import evaluate_mapper
 from mappers.training import train_mapper as train
 from server.jobs.context import JobContext, binding
-from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
+from server.jobs.handlers.fitting import (
+    mapper_config,
+    require_precision,
+    run_fit,
+    solver,
+    split,
+    training_config,
+    training_facts,
+)
 from server.jobs.handlers.prompts import Texts, texts_of_both
 from server.jobs.specs.fits import TrainMapper
 
@@ -29,22 +36,18 @@ _MAX_KEPT_BYTES = 8 << 30
 
 def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
     """Stages the mapper. Raises DataError for unfit data or models, TrainingError for a fit that fails."""
+    require_precision(job, parameters)
     source, target = job.load(parameters.source), job.load(job.order.served)
     rows = texts_of_both(source, target, job.rows(parameters.dataset), parameters.max_length)
     training, validation = split(rows, parameters.validation_fraction, parameters.seed)
     collector = _Collector(job, parameters, source, target)
-    held_out = concatenate(list(collector.pairs("reading held-out texts", validation))) if validation else None
-    if parameters.mapper == "ridge":
-        mapper, tokens, losses = _solve(collector, parameters, training)
+    held_out = collector.all_pairs("reading held-out texts", validation)
+    if (solve := solver(parameters)) is not None:
+        mapper, ended = _solve(collector, solve, training)
     else:
-        mapper, tokens, losses = _train(job, collector, parameters, training, held_out)
-    facts: dict[str, JsonValue] = {
-        "losses": dict(losses),
-        "texts": len(training),
-        "validation_texts": len(validation),
-        "tokens": tokens,
-    }
-    effect = evaluate_mapper(mapper, held_out) if held_out is not None and len(held_out.x_NS) else {}
+        mapper, ended = _train(job, collector, parameters, training, held_out)
+    facts: dict[str, JsonValue] = {"texts": len(training), "validation_texts": len(validation)}
+    effect = evaluate_mapper(mapper, held_out) if held_out is not None else {}
     effect = {name: value for name, value in effect.items() if isfinite(value)}
     manifest = Manifest(
         kind="mapper",
@@ -56,7 +59,7 @@ def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
         source_sites=(str(parameters.source_site.site()),),
         mapper=mapper.config,
         dtype="float32",
-        training=facts | training_facts(job, parameters),
+        training=facts | ended | training_facts(job, parameters),
         effect=effect,
         parents=(job.parent("dataset", parameters.dataset),),
     )
@@ -64,27 +67,14 @@ def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
 
 
 class _Collector:
-    """Reads aligned activations of both models."""
+    """Reads aligned activations of both models; ``shape`` is that of the mapper between the two sites."""
 
     def __init__(self, job: JobContext, parameters: TrainMapper, source: LoadedModel, target: LoadedModel) -> None:
         self._job = job
         self._parameters = parameters
         self._source = source
         self._target = target
-
-    @property
-    def shape(self) -> MapperConfig:
-        """The shape of the mapper between the two sites; raises DataError where it is impossible."""
-        widths = self._source.stack.width, self._target.stack.width
-        if self._parameters.residual and widths[0] != widths[1]:
-            raise DataError(f"residual needs equal widths, got {widths[0]} and {widths[1]}: set residual to false")
-        return MapperConfig(
-            kind=self._parameters.mapper,
-            d_source=widths[0],
-            d_target=widths[1],
-            residual=self._parameters.residual,
-            hidden=self._parameters.hidden,
-        )
+        self.shape = mapper_config(parameters, source.stack.width, target.stack.width)
 
     def pairs(self, stage: str, texts: Sequence[Texts]) -> Iterator[Pairs]:
         """Token pairs batch by batch, with progress."""
@@ -96,15 +86,20 @@ class _Collector:
             self._job.stage(stage, number, batches)
             yield pairs
 
+    def all_pairs(self, stage: str, texts: Sequence[Texts]) -> Pairs | None:
+        """All token pairs of the texts at once; None where there are none."""
+        parts = [part for part in self.pairs(stage, texts) if len(part.x_NS)]
+        return concatenate(parts) if parts else None
+
 
 def _solve(
-    collector: _Collector, parameters: TrainMapper, training: Sequence[Texts]
-) -> tuple[Mapper, int, dict[str, float]]:
+    collector: _Collector, solve: Callable[[PairSums], Mapper], training: Sequence[Texts]
+) -> tuple[Mapper, dict[str, JsonValue]]:
     shape = collector.shape
-    sums = RidgeSums(shape.d_source, shape.d_target)
+    sums = PairSums(shape.d_source, shape.d_target)
     for pairs in collector.pairs("fitting", training):
         sums.add(pairs.x_NS, pairs.y_ND)
-    return sums.solve(ridge=parameters.ridge, residual=parameters.residual), sums.tokens, {}
+    return solve(sums), {"tokens": sums.tokens}
 
 
 def _train(
@@ -113,15 +108,21 @@ def _train(
     parameters: TrainMapper,
     training: Sequence[Texts],
     held_out: Pairs | None,
-) -> tuple[Mapper, int, dict[str, float]]:
+) -> tuple[Mapper, dict[str, JsonValue]]:
     site, shape = parameters.target_site.site(), collector.shape
     longest = sum(min(len(ours.ids), len(theirs.ids)) for ours, theirs in training)
     if longest * (shape.d_source + shape.d_target) * 4 > _MAX_KEPT_BYTES:
         raise DataError(
             f"the activations of about {longest} tokens do not fit into {_MAX_KEPT_BYTES >> 30} GiB: use fewer rows, "
-            "or mapper 'ridge', which keeps none"
+            "or mapper 'ridge', 'procrustes' or 'low_rank', which keep none"
         )
-    pairs = concatenate(list(collector.pairs("reading activations", training)))
-    fit = Fit.fresh({site: shape}, training_config(parameters), device=pairs.x_NS.device)
-    losses = run_fit(job, fit, train(fit, site, pairs, held_out))
-    return fit.mappers[site], len(pairs.x_NS), losses
+    pairs = collector.all_pairs("reading activations", training)
+    if pairs is None:
+        raise TrainingError("no token pairs to train on: use other prompts or another alignment")
+    tokens, batch_size = len(pairs.x_NS), parameters.batch_size
+    if parameters.batch_texts is not None:
+        batch_size = max(1, round(parameters.batch_texts * tokens / len(training)))
+    config = training_config(parameters, rows=tokens, batch_size=batch_size)
+    fit = Fit.fresh({site: shape}, config, device=job.device)
+    ended = run_fit(job, fit, train(fit, site, pairs, held_out))
+    return fit.mappers[site].cpu(), ended | {"tokens": tokens, "pairs_a_batch": batch_size}

@@ -12,31 +12,38 @@ from mappers.exchanges import Exchange, read_rows, require_twins
 from mappers.fit import Fit
 from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
-from mappers.mapper_config import MapperConfig
 from mappers.modules import Mapper
 from mappers.sites import Site
 from mappers.tensors import save_switch
-from mappers.training import evaluate_switch, fit_switch_by_ridge
+from mappers.training import evaluate_switch, solve_switch
 from mappers.training import train_switch as train
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.answers import complete
-from server.jobs.handlers.fitting import run_fit, split, training_config, training_facts
+from server.jobs.handlers.fitting import (
+    mapper_config,
+    require_precision,
+    run_fit,
+    solver,
+    split,
+    training_config,
+    training_facts,
+)
 from server.jobs.specs.fits import TrainSwitch
 
 
 def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
     """Stages the switch. Raises DataError for unfit data or models, TrainingError for a fit that fails."""
+    require_precision(job, parameters)
     tuned, base = job.load(job.order.served), job.load(parameters.base)
     require_twins(tuned, base)
     entries = list(read_rows(tuned, job.rows(parameters.dataset), max_length=parameters.max_length))
     exchanges = complete(job, base, entries, parameters)
     training, validation = split(exchanges, parameters.validation_fraction, parameters.seed)
     before = _measure(job, "off", {}, tuned, base, validation)
-    mappers, losses = _fit(job, parameters, tuned, base, training, validation)
+    mappers, ended = _fit(job, parameters, tuned, base, training, validation)
     effect = before | _measure(job, "on", mappers, tuned, base, validation)
     facts: dict[str, JsonValue] = {
         "base": binding(parameters.base, base).model_dump(),
-        "losses": dict(losses),
         "exchanges": len(training),
         "validation_exchanges": len(validation),
         "tokens": sum(len(exchange.ids) for exchange in training),
@@ -49,7 +56,7 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
         sites=tuple(map(str, sorted(mappers))),
         mapper=next(iter(mappers.values())).config,
         dtype="float32",
-        training=facts | training_facts(job, parameters),
+        training=facts | ended | training_facts(job, parameters),
         effect=effect,
         parents=(job.parent("dataset", parameters.dataset),),
     )
@@ -79,35 +86,18 @@ def _fit(
     base: LoadedModel,
     training: Sequence[Exchange],
     validation: Sequence[Exchange],
-) -> tuple[dict[Site, Mapper], dict[str, float]]:
-    """The mappers and the last step's losses (none for a closed form)."""
+) -> tuple[dict[Site, Mapper], dict[str, JsonValue]]:
+    """The mappers and how the fit ended (nothing for a closed form)."""
     sites = sorted(site.site() for site in parameters.sites)
-    if parameters.mapper == "ridge":
-        return _solve(job, parameters, tuned, base, training), {}
-    width = tuned.stack.width
-    shape = MapperConfig(
-        kind=parameters.mapper, d_source=width, d_target=width, residual=parameters.residual, hidden=parameters.hidden
-    )
-    fit = Fit.fresh(dict.fromkeys(sites, shape), training_config(parameters), device=job.device)
-    losses = run_fit(job, fit, train(fit, tuned, base, training, validation))
-    return dict(fit.mappers), losses
-
-
-def _solve(
-    job: JobContext, parameters: TrainSwitch, tuned: LoadedModel, base: LoadedModel, training: Sequence[Exchange]
-) -> dict[Site, Mapper]:
-    sites = sorted(site.site() for site in parameters.sites)
-    job.stage("fitting", 0, len(sites))
-    mappers: dict[Site, Mapper] = {}
-    for site, mapper in fit_switch_by_ridge(
-        tuned,
-        base,
-        sites,
-        training,
-        ridge=parameters.ridge,
-        residual=parameters.residual,
-        batch_size=parameters.batch_size,
-    ):
-        mappers[site] = mapper
-        job.stage("fitting", len(mappers), len(sites))
-    return mappers
+    shape = mapper_config(parameters, tuned.stack.width, tuned.stack.width)
+    if (solve := solver(parameters)) is not None:
+        job.stage("fitting", 0, len(sites))
+        mappers: dict[Site, Mapper] = {}
+        for site, mapper in solve_switch(tuned, base, sites, training, solve, batch_size=parameters.batch_size):
+            mappers[site] = mapper
+            job.stage("fitting", len(mappers), len(sites))
+        return mappers, {}
+    config = training_config(parameters, rows=len(training), batch_size=parameters.batch_size)
+    fit = Fit.fresh(dict.fromkeys(sites, shape), config, device=job.device)
+    ended = run_fit(job, fit, train(fit, tuned, base, training, validation))
+    return dict(fit.mappers), ended

@@ -11,8 +11,8 @@ from mappers.activations.pairs import Pairs, Reader, concatenate, paired_activat
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
-from mappers.modules import AffineMapper, Mapper
-from mappers.ridge import RidgeSums
+from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.sites import Site
 from mappers.tensors import load_switch, save_switch
 from mappers.training import evaluate_mapper
@@ -86,16 +86,16 @@ class _Ends:
         self.source_site = source_site
         self.target_site = target_site
 
-    def fit(self, texts: Sequence[Texts]) -> tuple[AffineMapper, AffineMapper]:
+    def fit(self, texts: Sequence[Texts]) -> tuple[Mapper, Mapper]:
         """The map from target to source and the map back, in closed form; raises DataError for unfit texts."""
         widths = self._source.stack.width, self._target.stack.width
-        back, into = RidgeSums(*widths), RidgeSums(*reversed(widths))
+        back, into = PairSums(*widths), PairSums(*reversed(widths))
         for pairs in self._pairs(texts):
             back.add(pairs.x_NS, pairs.y_ND)
             into.add(pairs.y_ND, pairs.x_NS)
         if back.tokens == 0:
             raise DataError("the two models share no token of these texts: use other texts or another alignment")
-        return into.solve(ridge=self._parameters.ridge), back.solve(ridge=self._parameters.ridge)
+        return into.ridge(ridge=self._parameters.ridge), back.ridge(ridge=self._parameters.ridge)
 
     def measure(self, texts: Sequence[Texts], into: Mapper, back: Mapper) -> dict[str, float]:
         """Unexplained variance of both maps on texts that were held out; empty without any."""

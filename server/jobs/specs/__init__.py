@@ -10,7 +10,9 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import (
     ExtractRefusalDirectionJob,
     ExtractVectorJob,
@@ -24,7 +26,9 @@ JobSpec = Annotated[
     | ExtractVectorJob
     | ExtractRefusalDirectionJob
     | TransferVectorJob
-    | TransferSwitchJob,
+    | TransferSwitchJob
+    | SweepSitesJob
+    | GenerateDatasetJob,
     Field(discriminator="kind"),
 ]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)

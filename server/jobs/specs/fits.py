@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from mappers.mapper_config import MapperKind
 from server.jobs.specs.common import (
     BatchSize,
     Count,
@@ -25,10 +27,26 @@ from server.jobs.specs.common import (
     distinct,
 )
 
-MapperKind = Literal["autoencoder", "affine", "ridge"]
+CLOSED_FORMS = frozenset({"ridge", "procrustes", "low_rank"})
+"""Kinds of mapper that are solved for, not trained."""
 
-_TRAINED_ONLY = frozenset({"loss", "steps", "learning_rate"})
+_VALIDATED_ONLY = frozenset({"validate_every", "patience"})
+_TRAINED_ONLY = _VALIDATED_ONLY | {
+    "preset", "loss", "mse_form", "steps", "epochs", "accumulate", "learning_rate", "schedule", "weight_decay",
+    "mixed_precision",
+}  # fmt: skip
 """A closed form still reads the data in batches."""
+
+_KINDS_WITH: Mapping[str, frozenset[str]] = {
+    "ridge": frozenset({"ridge", "low_rank"}),
+    "rank": frozenset({"low_rank"}),
+    "scale": frozenset({"procrustes"}),
+    "hidden": frozenset({"autoencoder"}),
+}
+
+
+_RIVALS = {"steps": "epochs", "batch_size": "batch_texts"}
+"""What is given beside a preset, and what of the preset it takes the place of."""
 
 
 class LossWeights(Frozen):
@@ -36,40 +54,97 @@ class LossWeights(Frozen):
 
     kl: Weight = 0.0
     mse: Weight = 0.0
+    cosine: Weight = 0.0
 
     @model_validator(mode="after")
     def _some_term(self) -> Self:
-        if self.kl == 0 and self.mse == 0:
-            raise ValueError("at least one of kl and mse must be above 0")
+        if self.kl == 0 and self.mse == 0 and self.cosine == 0:
+            raise ValueError("at least one of kl, mse and cosine must be above 0")
         return self
 
 
-class Fit(Parameters):
-    """What every fit of a mapper takes."""
+Presets = Mapping[str, Mapping[str, Any]]
 
+_PAPER: Mapping[str, Any] = {
+    "mapper": "autoencoder",
+    "residual": False,
+    "loss": LossWeights(mse=1.0),
+    "mse_form": "plain",
+    "epochs": 3,
+    "accumulate": 4,
+    "learning_rate": 1e-4,
+    "schedule": "constant",
+    "weight_decay": 0.01,
+    "max_length": 720,
+    "validation_fraction": 0.1,
+}
+"""arXiv 2503.04429, section 3, whose weight decay and schedule are not stated: torch's own for AdamW, and none."""
+
+
+class Fit(Parameters):
+    """What every fit of a mapper takes. ``preset`` sets other defaults; what is given beside it wins."""
+
+    presets: ClassVar[Presets]
+
+    preset: Literal["paper"] | None = None
     mapper: MapperKind = "autoencoder"
     hidden: Hidden | None = None
+    rank: Hidden | None = None
+    scale: Annotated[bool, Field(strict=True)] = True
     ridge: Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)] = 1e-2
     loss: LossWeights
+    mse_form: Literal["relative", "plain"] = "relative"
     steps: Count = 300
+    epochs: Annotated[int, Field(strict=True, ge=1, le=1000)] | None = None
     batch_size: BatchSize = 16
+    accumulate: Annotated[int, Field(strict=True, ge=1, le=1024)] = 1
     learning_rate: LearningRate = 1e-3
+    schedule: Literal["constant", "cosine"] = "cosine"
+    weight_decay: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] = 0.0
+    mixed_precision: Annotated[bool, Field(strict=True)] = False
     max_length: Length = 256
     seed: Seed = 0
     validation_fraction: Fraction = 0.1
+    validate_every: Count = 50
+    patience: Count | None = None
 
     @property
     def without_effect(self) -> frozenset[str]:
-        """Parameters that mean nothing to the chosen mapper."""
-        if self.mapper == "ridge":
-            return _TRAINED_ONLY | {"hidden"}
-        return frozenset({"ridge"} if self.mapper == "autoencoder" else {"ridge", "hidden"})
+        """Parameters that mean nothing beside the others."""
+        return frozenset(self._idle())
+
+    def _idle(self) -> dict[str, str]:
+        """Each parameter that means nothing, and beside what."""
+        mapper = f"mapper {self.mapper!r}"
+        idle = {name: mapper for name, kinds in _KINDS_WITH.items() if self.mapper not in kinds}
+        if self.mapper in CLOSED_FORMS:
+            return idle | dict.fromkeys(_TRAINED_ONLY, mapper)
+        if self.epochs is not None:
+            idle["steps"] = "epochs"
+        if self.loss.mse == 0:
+            idle["mse_form"] = "a loss without mse"
+        if self.validation_fraction == 0:
+            idle |= dict.fromkeys(_VALIDATED_ONLY, "validation_fraction 0")
+        return idle
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, given: Any) -> Any:
+        preset = given.get("preset") if isinstance(given, dict) else None
+        if not isinstance(preset, str) or preset not in cls.presets:
+            return given
+        beaten = {rival for name, rival in _RIVALS.items() if name in given}
+        return {name: value for name, value in cls.presets[preset].items() if name not in beaten} | given
 
     @model_validator(mode="after")
     def _nothing_without_effect(self) -> Self:
-        given = {name for name in self.model_fields_set if getattr(self, name) is not None}
-        if idle := sorted(self.without_effect & given):
-            raise ValueError(f"mapper {self.mapper!r} has no use for {', '.join(idle)}: leave it out")
+        preset = {} if self.preset is None else self.presets[self.preset]
+        given = {name: getattr(self, name) for name in self.model_fields_set}
+        chosen = {name for name, value in given.items() if value is not None and preset.get(name) != value}
+        if idle := [f"{name} beside {why}" for name, why in sorted(self._idle().items()) if name in chosen]:
+            raise ValueError(f"without effect: {', '.join(idle)}; leave it out")
+        if self.mapper == "low_rank" and self.rank is None:
+            raise ValueError("mapper 'low_rank' needs rank, the number of directions it keeps")
         return self
 
 
@@ -78,6 +153,8 @@ class TrainSwitch(Fit):
 
     ``dataset`` holds prompts; rows without an answer are answered greedily by the base model first.
     """
+
+    presets: ClassVar[Presets] = {"paper": {**_PAPER, "batch_size": 16}}
 
     base: ModelName
     dataset: Reference
@@ -92,8 +169,11 @@ class TrainSwitch(Fit):
 class TrainMapper(Fit):
     """Fits a mapper from ``source`` to the served model on the same texts, tokens paired by ``alignment``.
 
-    ``batch_size`` counts pairs of tokens, not texts.
+    ``batch_size`` counts pairs of tokens; ``batch_texts`` in its place makes a batch as many pairs as that many texts
+    have on average.
     """
+
+    presets: ClassVar[Presets] = {"paper": {**_PAPER, "batch_texts": 16, "alignment": "position"}}
 
     source: ModelName
     source_site: SiteIn
@@ -102,13 +182,20 @@ class TrainMapper(Fit):
     mapper: MapperKind = "ridge"
     residual: bool = False
     batch_size: Annotated[int, Field(strict=True, ge=1, le=65_536, description="token pairs a step")] = 1024
+    batch_texts: BatchSize | None = None
     loss: LossWeights = LossWeights(mse=1.0)
     alignment: Literal["offsets", "last", "position"] = "offsets"
 
+    def _idle(self) -> dict[str, str]:
+        idle = super()._idle()
+        if self.mapper in CLOSED_FORMS:
+            return idle | dict.fromkeys(("batch_size", "batch_texts"), f"mapper {self.mapper!r}")
+        return idle if self.batch_texts is None else idle | {"batch_size": "batch_texts"}
+
     @model_validator(mode="after")
-    def _only_mse(self) -> Self:
+    def _only_activations(self) -> Self:
         if self.loss.kl > 0:
-            raise ValueError("loss.kl exists for train_switch only: a mapper between two models is fitted by mse")
+            raise ValueError("loss.kl exists for train_switch only: a mapper between models is fitted on activations")
         return self
 
 

@@ -20,6 +20,7 @@ class Asked:
     path: str
     body: bytes
     authorization: str | None
+    content_type: str | None
 
 
 @dataclass
@@ -47,7 +48,9 @@ def server() -> Iterator[StandIn]:
     class Handler(BaseHTTPRequestHandler):
         def reply(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            stand_in.asked.append(Asked(self.command, self.path, body, self.headers.get("Authorization")))
+            stand_in.asked.append(
+                Asked(self.command, self.path, body, *map(self.headers.get, ("Authorization", "Content-Type")))
+            )
             status, answer = stand_in.next_answer(self.command, self.path)
             payload = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)

@@ -38,6 +38,17 @@ def test_import_sends_the_bytes_under_the_name_of_the_file(
     assert (server.asked[0].path, server.asked[0].body) == ("/v1/artifacts?name=prompts", file.read_bytes())
     assert "art_1" in interlock("artifacts", "import", str(file), "--name", "other").out
     assert server.asked[1].path == "/v1/artifacts?name=other"
+    assert {asked.content_type for asked in server.asked} == {"application/octet-stream"}
+
+
+@pytest.mark.parametrize(("name", "options"), [("book.txt", ()), ("BOOK.TXT", ()), ("notes.md", ("--text",))])
+def test_plain_text_is_sent_as_such(
+    interlock: Interlock, server: StandIn, tmp_path: Path, name: str, options: tuple[str, ...]
+) -> None:
+    server.answer("POST", "/v1/artifacts", SAFE, status=201)
+    (tmp_path / name).write_text("Once upon a time")
+    interlock("artifacts", "import", str(tmp_path / name), *options)
+    assert server.asked[0].content_type == "text/plain"
 
 
 def test_import_of_nothing(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:
@@ -80,3 +91,15 @@ def test_delete(interlock: Interlock, server: StandIn) -> None:
     server.answer("DELETE", "/v1/artifacts/safe", {})
     assert interlock("artifacts", "delete", "safe", "--json").json == {"deleted": "safe"}
     assert "deleted safe" in interlock("artifacts", "delete", "safe").out
+
+
+def test_a_further_file_of_a_report_is_exported_under_its_own_name(
+    interlock: Interlock, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer("GET", "/v1/artifacts/safe", {**SAFE, "kind": "report"})
+    server.answer("GET", "/v1/artifacts/art_1/download", b"content")
+    assert interlock("artifacts", "export", "safe", "--file", "heatmap.png").code == 0
+    assert (tmp_path / "safe-heatmap.png").read_bytes() == b"content"
+    assert interlock("artifacts", "export", "safe").code == 0
+    assert (tmp_path / "safe.json").exists()

@@ -24,7 +24,8 @@ def vector(operation="add", layers=(1,), strength=1.0, seed=0, apply=Apply(), si
 
 def mapper(kind="autoencoder", residual=True, seed=0, noise=0.2):
     torch.manual_seed(seed)
-    made = build_mapper(MapperConfig(kind=kind, d_source=WIDTH, d_target=WIDTH, residual=residual))
+    rank = 5 if kind == "low_rank" else None
+    made = build_mapper(MapperConfig(kind=kind, d_source=WIDTH, d_target=WIDTH, residual=residual, rank=rank))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.copy_(torch.randn_like(parameter) * noise)

@@ -22,7 +22,9 @@ def mixed_interventions() -> list[tuple]:
     last = Apply(prompt=Positions("last"), generation=NONE)
     listed = Apply(prompt=Positions("listed", indices=(0, -1)), generation=Positions("listed", indices=(0, 3)))
     settings = [(), (), (), ()]
-    settings += [(switch(kind, residual),) for kind in ("autoencoder", "affine") for residual in (True, False)]
+    settings += [
+        (switch(kind, residual),) for kind in ("autoencoder", "affine", "low_rank") for residual in (True, False)
+    ]
     settings += [(switch(strength=s),) for s in (0.1, 0.5, 0.9, -0.5)]
     settings += [(vector("add", (layer,), 3.0, seed=layer),) for layer in range(3)]
     settings += [(vector("ablate", (0, 1, 2), seed=9),), (vector("clamp", (1,), seed=4, minimum=-0.1, maximum=0.1),)]

@@ -21,7 +21,7 @@ def alone(uses, h_KD):
     return torch.cat([use.mapper(piece) for use, piece in zip(uses, pieces, strict=True)])
 
 
-@pytest.mark.parametrize("kind", ["autoencoder", "affine"])
+@pytest.mark.parametrize("kind", ["autoencoder", "affine", "low_rank"])
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("tokens", [(1,) * 32, (3, 1, 8, 2), (2, 2, 2)], ids=str)
 def test_each_token_gets_what_its_mapper_alone_gives(kind, residual, tokens):
@@ -129,5 +129,6 @@ def test_families_are_those_that_can_be_stacked():
     config = MapperConfig(kind="autoencoder", d_source=WIDTH, d_target=WIDTH, residual=True)
     assert family_of(mapper(seed=1)) == family_of(mapper(seed=2))
     assert family_of(mapper(residual=False)) != family_of(mapper())
-    assert family_of(mapper("affine")) != family_of(mapper())
+    assert len({family_of(mapper(kind)) for kind in ("affine", "low_rank", "autoencoder")}) == 3
+    assert family_of(mapper("ridge")) == family_of(mapper("procrustes")) == family_of(mapper("affine"))
     assert family_of(Own(config)) != family_of(mapper())

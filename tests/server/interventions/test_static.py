@@ -94,6 +94,14 @@ def test_equals_the_eager_plan(seed):
         assert (mine.prompt_tokens, mine.generated_tokens) == (receipt.prompt_tokens, receipt.generated_tokens)
 
 
+@pytest.mark.parametrize("residual", [False, True])
+def test_distinct_factored_mappers_equal_the_eager_plan(residual):
+    settings = [(switch("low_rank", residual, (0, 2), 0.5, seed),) for seed in range(4)]
+    plan, *_ = made_for(settings)
+    expected, _ = eagerly(settings, random_rows())
+    torch.testing.assert_close(forward(plan, random_rows()), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_directions_give_the_very_bits_of_the_eager_plan():
     settings = [(vector(kind, (0, 1, 2), seed=i),) for i, kind in enumerate(["add", "ablate"] * 6)]
     plan, _, _ = made_for(settings)

@@ -190,6 +190,40 @@ def test_a_transfer_needs_parts_that_fit(service, dataset, tensor_artifact):
         assert caught.value.param == param, changes
 
 
+def test_what_a_sweep_names_must_exist(service, dataset, tensor_artifact):
+    dataset("d")
+    tensor_artifact("v", "vector")
+    tensor_artifact("foreign", "vector", digest="3")
+    ends = {"positive": "d", "negative": "d"}
+    good = {"edit": {"kind": "difference_in_means", **ends}, "prompts": "d"}
+    edits = (
+        good["edit"],
+        {"kind": "vector", "vector": "v"},
+        {"kind": "switch", "base": "base", "dataset": "d"},
+        {"kind": "transfer", **ends, "source": "small", "texts": "d"},
+    )
+    for edit in edits:
+        service.submit(spec("sweep_sites", **good | {"edit": edit}), None)
+    service.submit(spec("sweep_sites", **good | {"model": "small", "sites": [{"layer": 9}]}), None)
+    refused = [
+        ({"prompts": "x"}, "prompts"),
+        ({"model": "x"}, "model"),
+        ({"sites": [{"layer": 9}]}, "sites"),
+        ({"edit": edits[0] | {"negative": "x"}}, "edit.negative"),
+        ({"edit": edits[1] | {"vector": "d"}}, "edit.vector"),
+        ({"edit": edits[1] | {"vector": "foreign"}}, "edit.vector"),
+        ({"edit": edits[2] | {"base": "x"}}, "edit.base"),
+        ({"edit": edits[2] | {"dataset": "x"}}, "edit.dataset"),
+        ({"edit": edits[3] | {"source": "x"}}, "edit.source"),
+        ({"edit": edits[3] | {"texts": "x"}}, "edit.texts"),
+        ({"marker": "m", "patching": {"triggered": "d", "clean": "x"}}, "patching.clean"),
+    ]
+    for changes, param in refused:
+        with pytest.raises((InvalidRequest, NotFound)) as caught:
+            service.submit(spec("sweep_sites", **good | changes), None)
+        assert caught.value.param == f"parameters.{param}", changes
+
+
 def test_owners_use_their_own_and_the_unowned_only(service, dataset):
     dataset("hers", owner="alice")
     with pytest.raises(NotFound):
@@ -274,3 +308,11 @@ def test_cancel_and_resume_of_a_waiting_job(service, dataset):
     assert service.resume(job.id).state == JobState.QUEUED
     with pytest.raises(Conflict):
         service.resume(job.id)
+
+
+def test_a_dataset_is_written_by_a_model_that_exists(service):
+    service.submit(spec("generate_dataset", rows=5), None)
+    service.submit(spec("generate_dataset", rows=5, model="base"), None)
+    with pytest.raises(InvalidRequest) as caught:
+        service.submit(spec("generate_dataset", rows=5, model="nope"), None)
+    assert caught.value.param == "parameters.model"

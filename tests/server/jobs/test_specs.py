@@ -16,6 +16,7 @@ VECTOR = {"positive": "a", "negative": "b", "sites": [{"layer": 2}]}
 TRANSFER = {"vector": "v", "mapper": "m"}
 REFUSAL = {"harmful": "a", "harmless": "b"}
 CARRIED = {"switch": "s", "dataset": "d", "sites": [{"source": {"layer": 1}, "target": {"layer": 2}}]}
+SWEEP = {"edit": {"kind": "difference_in_means", "positive": "a", "negative": "b"}, "prompts": "p"}
 MINIMAL = {
     "train_switch": SWITCH,
     "train_mapper": MAPPER,
@@ -23,6 +24,8 @@ MINIMAL = {
     "extract_refusal_direction": REFUSAL,
     "transfer_vector": TRANSFER,
     "transfer_switch": CARRIED,
+    "sweep_sites": SWEEP,
+    "generate_dataset": {"rows": 10},
 }
 
 
@@ -58,6 +61,19 @@ def test_what_is_stored_reads_back_as_the_same(kind):
         ("extract_vector", {"l2": 0.1}),
         ("extract_vector", {"method": "actadd", "position": "last"}),
         ("transfer_vector", {"rescale": {"to": "native", "vector": "n"}, "native": "n"}),
+        ("train_mapper", {"batch_size": 8}),
+        ("train_mapper", {"mapper": "affine", "batch_size": 8, "batch_texts": 8}),
+        ("train_switch", {"steps": 10, "epochs": 1}),
+        ("train_switch", {"loss": {"kl": 1.0}, "mse_form": "plain"}),
+        ("train_switch", {"validation_fraction": 0.0, "patience": 1}),
+        ("train_switch", {"validation_fraction": 0.0, "validate_every": 10}),
+        ("train_switch", {"rank": 4}),
+        ("train_switch", {"scale": True}),
+        ("train_switch", {"mapper": "low_rank"}),
+        ("train_switch", {"mapper": "low_rank", "rank": 4, "hidden": 8}),
+        ("train_switch", {"mapper": "procrustes", "ridge": 0.1}),
+        ("train_switch", {"mapper": "ridge", "mixed_precision": False}),
+        ("train_switch", {"mapper": "ridge", "preset": "paper"}),
     ],
 )
 def test_parameters_without_effect_are_refused(kind, changes):
@@ -116,7 +132,18 @@ def test_a_site_is_carried_once():
         ("seed", [0, 2**31 - 1], [-1, 2**31, 2**63]),
         ("learning_rate", [1e-9, 1.0], [0, -1, 1.1, float("nan"), float("inf"), "0.1"]),
         ("validation_fraction", [0.0, 0.5], [-0.1, 0.51, float("nan")]),
-        ("loss", [{"kl": 1000.0}], [{"kl": 0, "mse": 0}, {"kl": -1}, {"kl": 1001}, {"l1": 1}, {"mse": float("inf")}]),
+        ("epochs", [1, 1000], [0, -1, 1001, 1.5, "3", True]),
+        ("accumulate", [1, 1024], [0, -1, 1025, True]),
+        ("weight_decay", [0.0, 1.0], [-0.1, 1.1, float("nan")]),
+        ("validate_every", [1], [0, None]),
+        ("patience", [1, 1_000_000], [0, -1]),
+        ("mixed_precision", [True, False], ["true", 1, None]),
+        ("preset", ["paper", None], ["", "papers", 1, ["paper"]]),
+        (
+            "loss",
+            [{"kl": 1000.0}, {"cosine": 1.0}],
+            [{"kl": 0, "mse": 0}, {"kl": -1}, {"kl": 1001}, {"l1": 1}, {"mse": float("inf")}],
+        ),
         ("sites", [[{"layer": 0}], [{"layer": 1023}]], [[], [{"layer": -1}], [{"layer": 1024}], [{"layer": 1}] * 2]),
         ("dataset", ["d", "a" * 96], ["", "a" * 97, 3, None]),
         ("base", ["b", "a" * 200], ["", "a" * 201, None]),
@@ -130,6 +157,46 @@ def test_limits(field, good, bad):
     for value in bad:
         with pytest.raises(ValidationError):
             read("train_switch", **{field: value})
+
+
+def test_a_sweep_has_a_grid_for_every_edit():
+    ends = {"positive": "a", "negative": "b"}
+    grids = {
+        kind: read("sweep_sites", edit={"kind": kind, **extra}).grid
+        for kind, extra in (
+            ("difference_in_means", ends),
+            ("vector", {"vector": "v", "unit": "norm"}),
+            ("switch", {"base": "base", "dataset": "d"}),
+            ("transfer", {**ends, "source": "small", "texts": "d", "operation": "ablate"}),
+        )
+    }
+    assert grids == {
+        "difference_in_means": (0.5, 1.0, 1.5, 2.0, 3.0),
+        "vector": (0.1, 0.2, 0.4, 0.7, 1.0),
+        "switch": (0.25, 0.5, 0.75, 1.0),
+        "transfer": (0.5, 1.0, 1.5),
+    }
+    assert read("sweep_sites", strengths=[2.0, -1.0]).grid == (-1.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"strengths": [0.0]},
+        {"strengths": [1.0, 1.0]},
+        {"strengths": []},
+        {"sites": [{"layer": 1}] * 2},
+        {"aim": "marker_absent"},
+        {"patching": {"triggered": "a", "clean": "b"}},
+        {"validation_fraction": 0.0},
+        {"limit": 1},
+        {"edit": {"kind": "vector", "vector": "v", "operation": "ablate", "unit": "norm"}},
+        {"edit": {"kind": "switch", "base": "base", "dataset": "d", "operation": "add"}},
+    ],
+)
+def test_a_sweep_that_cannot_be_meant_is_refused(changes):
+    with pytest.raises(ValidationError):
+        read("sweep_sites", **changes)
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a" * 97, "a\n", ".a"])
@@ -169,3 +236,25 @@ def test_every_model_is_frozen_and_refuses_unknown_fields():
         if model is not BaseModel:
             assert model.model_config.get("frozen") is True, model
             assert model.model_config.get("extra") == "forbid", model
+
+
+def test_a_preset_is_a_set_of_defaults_and_what_is_given_wins():
+    paper = read("train_switch", preset="paper")
+    assert (paper.mapper, paper.hidden, paper.residual, paper.mse_form) == ("autoencoder", None, False, "plain")
+    assert (paper.loss.kl, paper.loss.mse, paper.loss.cosine) == (0.0, 1.0, 0.0)
+    assert (paper.learning_rate, paper.batch_size, paper.accumulate) == (1e-4, 16, 4)
+    assert (paper.epochs, paper.max_length, paper.validation_fraction) == (3, 720, 0.1)
+    between = read("train_mapper", preset="paper")
+    assert (between.mapper, between.batch_texts, between.alignment) == ("autoencoder", 16, "position")
+    assert "batch_size" not in between.stored()
+    own = read("train_mapper", preset="paper", mapper="affine", steps=10, batch_size=99, alignment="offsets", seed=4)
+    assert (own.mapper, own.steps, own.epochs, own.batch_size, own.batch_texts) == ("affine", 10, None, 99, None)
+    assert (own.alignment, own.seed, own.learning_rate) == ("offsets", 4, 1e-4)
+    assert "mse_form" not in read("train_switch", preset="paper", loss={"kl": 1.0}).stored()
+
+
+@pytest.mark.parametrize("changes", [{}, {"steps": 10}, {"loss": {"kl": 1.0}}, {"validation_fraction": 0.0}])
+def test_a_preset_is_stored_with_all_that_it_means(changes):
+    stored = read("train_switch", preset="paper", **changes).stored()
+    assert (stored["preset"], stored["learning_rate"], stored["accumulate"]) == ("paper", 1e-4, 4)
+    assert read("train_switch", **stored).stored() == stored

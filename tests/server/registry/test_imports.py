@@ -11,6 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from mappers.artifact import artifact_id, verify
+from mappers.dataset import dataset_rows
 from mappers.errors import ArtifactCorrupt, ArtifactError, ArtifactMismatch, DataError
 from mappers.manifest import ModelBinding
 from mappers.sites import Site
@@ -23,14 +24,19 @@ CREATED = "2026-01-02T03:04:05+00:00"
 
 @pytest.fixture
 def upload(tmp_path: Path, store):
-    def run(content: bytes | dict[str, np.ndarray], name: str = "thing", target: ModelBinding | None = TARGET):
+    def run(
+        content: bytes | dict[str, np.ndarray],
+        name: str = "thing",
+        target: ModelBinding | None = TARGET,
+        text: bool = False,
+    ):
         source = tmp_path / "upload"
         if isinstance(content, bytes):
             source.write_bytes(content)
         else:
             save_file(content, source)
         folder = store.new_staging()
-        import_upload(source, folder, name=name, created_at=CREATED, target=target)
+        import_upload(source, folder, name=name, created_at=CREATED, target=target, text=text)
         return store.register(folder, name=name, owner=None)
 
     return run
@@ -62,6 +68,21 @@ def test_json_lines_become_a_dataset(upload):
     record = upload("\n".join(map(json.dumps, lines)).encode())
     assert record.kind == "dataset"
     assert record.manifest.training["rows"] == 3
+
+
+def test_plain_text_becomes_passages(upload):
+    book = "\ufeffOne day,\r\nat noon.\r\n\r\n" + "é" * 995 + "\n\nThe end."
+    record = upload(book.encode(), text=True)
+    assert record.manifest.training["rows"] == 3
+    texts = [row.text for row in dataset_rows(record.path)]
+    assert texts == ["One day,\nat noon.", "é" * 995, "The end."]
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b" \n\n", b"caf\xe9"])
+def test_what_is_no_text_is_refused(upload, content, store):
+    with pytest.raises(DataError, match=r"UTF-8|at least one row"):
+        upload(content, text=True)
+    assert store.list() == []
 
 
 def test_bad_json_line_is_named(upload):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from mappers.manifest import Manifest
+from mappers.report import save_report
 from server.policy.policy import Policy
 from server.registry.imports import import_dataset
 from tests.server.api.conftest import bearer, ring
@@ -41,6 +43,13 @@ def test_a_dataset_goes_in_and_comes_out_as_it_was(client):
     download = client.get("/v1/artifacts/data/download")
     assert [json.loads(line) for line in download.text.splitlines()] == [json.loads(line) for line in ROWS.splitlines()]
     assert download.headers["content-disposition"] == 'attachment; filename="data.jsonl"'
+
+
+def test_plain_text_goes_in_as_passages(client):
+    made = upload(client, "book", b"One.\n\nTwo.", headers={"Content-Type": "text/plain; charset=utf-8"})
+    assert (made.status_code, made.json()["kind"]) == (201, "dataset")
+    assert json.loads(client.get("/v1/artifacts/book/download").text) == {"text": "One.\n\nTwo."}
+    assert upload(client, "book", b"\xff", headers={"Content-Type": "text/plain"}).status_code == 400
 
 
 def test_a_vector_is_bound_to_the_served_model_and_round_trips(client):
@@ -172,3 +181,22 @@ def test_unknown_parameters_are_refused(client, path):
     response = client.get(path)
     assert response.status_code == 400
     assert response.json()["error"]["code"] == "unknown_field"
+
+
+def test_a_report_is_downloaded_file_by_file_and_never_uploaded(client, artifacts):
+    folder = artifacts.new_staging()
+    manifest = Manifest(kind="report", name="sweep", created_at="2026-01-02T03:04:05+00:00")
+    save_report(folder, {"chosen": 2}, {"heatmap": b"\x89PNG"}, manifest)
+    artifacts.register(folder, name="sweep", owner=None)
+    own = client.get("/v1/artifacts/sweep/download")
+    assert (own.json(), own.headers["content-disposition"]) == ({"chosen": 2}, 'attachment; filename="sweep.json"')
+    picture = client.get("/v1/artifacts/sweep/download?file=heatmap.png")
+    assert (picture.content, picture.headers["content-type"]) == (b"\x89PNG", "image/png")
+    assert picture.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert picture.headers["x-content-type-options"] == "nosniff"
+    for file in ("manifest.json", "other.png"):
+        assert client.get(f"/v1/artifacts/sweep/download?file={file}").status_code == 404
+    assert client.get("/v1/artifacts/sweep/download?file=../x").status_code == 400
+    assert [entry["name"] for entry in client.get("/v1/artifacts?kind=report").json()["data"]] == ["sweep"]
+    assert upload(client, "forged", own.content).status_code == 400
+    assert client.post("/v1/artifacts?name=x&kind=report", content=ROWS).status_code == 400

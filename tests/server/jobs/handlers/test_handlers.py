@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from mappers.artifact import artifact_id
+from mappers.dataset import dataset_rows
 from mappers.errors import ArtifactMismatch, DataError
 from mappers.loading import load_model
 from mappers.sites import Site
@@ -50,7 +51,7 @@ def test_a_switch_is_trained_on_the_base_models_answers(run, dataset, tiny_model
     assert isinstance(training["tokens"], int)
     assert training["tokens"] > 8 * 5
     assert training["dataset"]["rows"] == 10
-    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1}
+    assert training["parameters"]["loss"] == {"kl": 1.0, "mse": 0.1, "cosine": 0.0}
     h_D = torch.randn(1, 32)
     assert not torch.equal(mappers[Site(0)](h_D), h_D)
 
@@ -94,10 +95,12 @@ def test_a_damaged_checkpoint_costs_time_only(run, dataset, tmp_path):
     assert again.files["tensors.safetensors"] == whole.files["tensors.safetensors"]
 
 
-@pytest.mark.parametrize("kind", ["ridge", "affine"])
-def test_other_kinds_of_switch_at_two_sites(run, dataset, kind):
-    settings = {name: value for name, value in SWITCH.items() if name != "hidden"} | {"mapper": kind}
-    if kind == "ridge":
+@pytest.mark.parametrize(
+    ("kind", "extra"), [("ridge", {}), ("affine", {}), ("procrustes", {}), ("low_rank", {"rank": 4})]
+)
+def test_other_kinds_of_switch_at_two_sites(run, dataset, kind, extra):
+    settings = {name: value for name, value in SWITCH.items() if name != "hidden"} | {"mapper": kind} | extra
+    if kind != "affine":
         settings = {name: value for name, value in settings.items() if name not in ("steps", "learning_rate")}
     settings["sites"] = [{"layer": 1}, {"layer": 0}]
     manifest, folder = run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
@@ -114,7 +117,15 @@ def test_same_order_gives_the_same_artifact_id(run, dataset):
     assert artifact_id(first) == artifact_id(second)
 
 
-@pytest.mark.parametrize(("kind", "extra"), [("ridge", {}), ("autoencoder", {"steps": 4, "hidden": 8})])
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("ridge", {}),
+        ("procrustes", {"scale": False}),
+        ("low_rank", {"rank": 3}),
+        ("autoencoder", {"steps": 4, "hidden": 8, "loss": {"mse": 1.0, "cosine": 0.5}}),
+    ],
+)
 def test_a_mapper_between_models_of_other_tokenizer_and_width(run, dataset, kind, extra):
     manifest, folder = run(
         "train_mapper",
@@ -223,8 +234,78 @@ def test_a_model_that_was_replaced_under_its_name_is_refused(run, bridge, tiny_m
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"max_length": 3}, "max_length"), ({"base": "small"}, "layers of width"), ({"sites": [{"layer": 9}]}, "layer 9")],
+    [
+        ({"mixed_precision": True}, "needs a GPU"),
+        (
+            {"mapper": "low_rank", "rank": 40, "hidden": None, "steps": None, "learning_rate": None},
+            "smaller width is 32",
+        ),
+        ({"max_length": 3}, "max_length"),
+        ({"base": "small"}, "layers of width"),
+        ({"sites": [{"layer": 9}]}, "layer 9"),
+    ],
 )
 def test_what_cannot_be_trained_says_why(run, dataset, changes, message):
+    settings = {name: value for name, value in (SWITCH | changes).items() if value is not None}
     with pytest.raises((DataError, ArtifactMismatch), match=message):
-        run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **SWITCH | changes)
+        run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
+
+
+EARLY: dict[str, Any] = SWITCH | {"steps": 40, "validate_every": 2, "patience": 2, "learning_rate": 0.5}
+
+
+def test_early_stopping_survives_interruptions(run, dataset):
+    data = {"d": dataset("d", ANSWERED)}
+    manifest, folder = run("train_switch", "safe", data, **EARLY)
+    whole = tensors(folder)
+    assert manifest.training["best_step"] < manifest.training["steps_done"] < 40
+    for attempt in range(1, 20):
+        try:
+            _, folder = run("train_switch", "safe", data, **EARLY, job_id="job_2", attempt=attempt, stop=_SetAfter(6))
+            break
+        except StopRequested:
+            continue
+    assert attempt >= 2
+    assert tensors(folder) == whole
+
+
+def test_the_papers_preset_says_what_it_did(run, dataset):
+    settings = {"base": "base", "dataset": "d", "sites": [{"layer": 0}], "preset": "paper", "batch_size": 2}
+    manifest, _ = run("train_switch", "safe", {"d": dataset("d", ANSWERED)}, **settings)
+    assert manifest.mapper is not None
+    assert (manifest.mapper.hidden_width, manifest.mapper.residual) == (32, False)
+    used = manifest.training["parameters"]
+    assert (used["preset"], used["epochs"], used["accumulate"], used["batch_size"]) == ("paper", 3, 4, 2)
+    assert (used["mse_form"], used["learning_rate"]) == ("plain", 1e-4)
+    assert manifest.training["steps_done"] == 2, "5 rows make 2 batches an epoch, 6 batches make 2 steps of 4"
+
+
+def test_a_mapper_by_the_preset_counts_its_batch_in_texts(run, dataset):
+    sites = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
+    manifest, _ = run("train_mapper", "m", {"d": dataset("d", ANSWERED)}, **sites, preset="paper", batch_texts=2)
+    training = manifest.training
+    assert training["pairs_a_batch"] == round(2 * training["tokens"] / training["texts"])
+
+
+def test_a_model_writes_its_own_dataset(run, dataset, artifacts):
+    asked = {"rows": 8, "batch_size": 3, "max_new_tokens": 5, "seed": 3}
+    manifest, folder = run("generate_dataset", "own", {}, **asked)
+    rows = list(dataset_rows(folder))
+    assert 1 <= len(rows) == manifest.training["rows"] <= 8
+    assert manifest.training["drawn"] == 8
+    assert all(row.turns[0].role == "user" and row.answer for row in rows)
+    assert manifest.training["model"]["model"] == "tuned"
+    assert manifest.training["parameters"] == {"model": None, "temperature": 1.0, **asked}
+    for attempt in range(1, 10):
+        try:
+            again, _ = run("generate_dataset", "own", {}, **asked, job_id="job_2", attempt=attempt, stop=_SetAfter(3))
+            break
+        except StopRequested:
+            continue
+    assert attempt >= 2
+    assert again.files == manifest.files
+    other, _ = run("generate_dataset", "own", {}, **asked, model="base", job_id="job_3")
+    assert other.files != manifest.files
+    own = artifacts.register(folder, name="own", owner=None)
+    trained, _ = run("train_switch", "safe", {"d": own}, **SWITCH, job_id="job_4")
+    assert trained.training["dataset"]["id"] == own.id

@@ -1,0 +1,24 @@
+"""The experiments of the suite ``paper``, in the order of the report."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from server.evaluation.experiment import Experiment
+from server.evaluation.experiments.switch import SwitchExperiment
+from server.evaluation.experiments.tasks import (
+    BACKDOOR_TRANSFER,
+    CODE_TRANSFER,
+    HUMOUR_TRANSFER,
+    REFUSAL_INDUCED,
+    REFUSAL_REMOVED,
+)
+
+PAPER: Final[tuple[Experiment, ...]] = (
+    SwitchExperiment(),
+    BACKDOOR_TRANSFER,
+    CODE_TRANSFER,
+    REFUSAL_INDUCED,
+    REFUSAL_REMOVED,
+    HUMOUR_TRANSFER,
+)

@@ -1,0 +1,91 @@
+"""Runs experiments cell by cell through the ledger and writes the report."""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from pydantic import JsonValue
+
+from server.evaluation.experiment import Cell, Experiment
+from server.evaluation.lab import Lab
+from server.evaluation.ledger import Figures, Key, Ledger
+from server.evaluation.report import write_report
+
+_TITLE = "Activation space interventions, measured"
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """Cell ``number`` (from 1) of ``total`` is about to be measured, or taken from the ledger (``kept``)."""
+
+    experiment: str
+    cell: Cell
+    number: int
+    total: int
+    kept: bool
+
+
+def run_suite(
+    experiments: Sequence[Experiment], lab: Lab, folder: Path, started: Callable[[Started], None]
+) -> dict[str, JsonValue]:
+    """Measures every cell that ``folder/cells`` does not hold yet, then writes the report into ``folder``.
+
+    Returns the summary. Interrupted at any point, it goes on with the first cell that was not finished.
+    """
+    ledger = Ledger(folder / "cells")
+    began = time.monotonic()
+    planned = [(experiment, cell) for experiment in experiments for cell in experiment.cells(lab.scale)]
+    measured: dict[str, dict[Cell, Figures]] = {experiment.name: {} for experiment in experiments}
+    seconds = 0.0
+    for number, (experiment, cell) in enumerate(planned, start=1):
+        key = _key(experiment, cell, lab)
+        figures = ledger.find(key)
+        started(Started(experiment.name, cell, number, len(planned), figures is not None))
+        if figures is None:
+            cell_began = time.monotonic()
+            figures = experiment.measure(lab, cell)
+            figures["seconds"] = round(time.monotonic() - cell_began, 1)
+            ledger.keep(key, figures)
+        seconds += float(str(figures["seconds"]))
+        measured[experiment.name][cell] = figures
+    sections = [experiment.section(measured[experiment.name]) for experiment in experiments]
+    minutes = f"{seconds / 60:.0f} minutes in all, this run {(time.monotonic() - began) / 60:.0f}"
+    facts = _facts(lab) | {"measuring took": minutes}
+    return write_report(folder, _TITLE, facts, sections, _raw(measured))
+
+
+def _key(experiment: Experiment, cell: Cell, lab: Lab) -> Key:
+    scale = {name: value for name, value in asdict(lab.scale).items() if name != "seeds"}
+    return {
+        "experiment": experiment.name,
+        "version": experiment.version,
+        "subject": cell.subject,
+        "seed": cell.seed,
+        "weights": list(lab.digest(cell.models)),
+        "scale": scale,
+    }
+
+
+def _facts(lab: Lab) -> dict[str, str]:
+    device = platform.processor() or platform.machine()
+    if lab.device.type == "cuda":
+        device = torch.cuda.get_device_name(lab.device)
+    seeds = ", ".join(map(str, lab.scale.seeds))
+    return {
+        "size": f"{lab.scale.name}: seeds {seeds}, {lab.scale.held_out} held-out prompts a cell",
+        "device": f"{device}, {torch.get_num_threads()} threads",
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("interlock", "torch", "transformers")),
+    }
+
+
+def _raw(measured: Mapping[str, Mapping[Cell, Figures]]) -> dict[str, JsonValue]:
+    return {
+        name: [{"subject": cell.subject, "seed": cell.seed, "figures": figures} for cell, figures in cells.items()]
+        for name, cells in measured.items()
+    }
