@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mappers.exchanges import OpenPrompt, answer_prompts
 from mappers.hooks import BlockCallback, block_outputs
 from mappers.loading import LoadedModel
+from mappers.modules import Mapper
 from mappers.sites import Site
 
 
@@ -64,6 +66,15 @@ def ablating(v_D: Tensor) -> BlockCallback:
         return (h_BTD.float() - (h_BTD.float() @ u_D)[..., None] * u_D).to(h_BTD.dtype)
 
     return ablate
+
+
+def switching(mapper: Mapper, strength: float) -> BlockCallback:
+    """``(1 - s) h + s f(h)`` at every position."""
+
+    def switch(h_BTD: Tensor) -> Tensor:
+        return torch.lerp(h_BTD.float(), mapper(h_BTD.float()), strength).to(h_BTD.dtype)
+
+    return switch
 
 
 def share_with(answers: Sequence[Answer], marker: str) -> float:

@@ -16,15 +16,15 @@ from mappers.modules import AutoencoderMapper, Mapper, MapperConfig, build_mappe
 from mappers.vectors import linear_part
 
 
-def transfer_switch(switch: Mapper, into: Mapper, back: Mapper) -> Mapper:
-    """The switch ``h + g(f(m(h))) - g(m(h))`` of the target model, residual, float32, without gradients.
+def transfer_switch(switch: Mapper, into: Mapper, back: Mapper, *, strength: float = 1.0) -> Mapper:
+    """The switch ``h + s (g(f(m(h))) - g(m(h)))`` of the target model, residual, float32, without gradients.
 
     ``into`` is ``m`` (target to source), ``back`` is ``g`` (source to target); both are affine. An affine switch gives
     an affine one, an autoencoder an autoencoder of the same hidden width, with ``2 S`` units more where it is not
     residual: ``x = relu(x) - relu(-x)`` carries what it takes away. Raises DataError for mappers that are not affine.
     """
     m_ST, c_S = _affine(into)
-    g_TS = linear_part(back).double()
+    g_TS = strength * linear_part(back).double()
     if isinstance(switch, AutoencoderMapper):
         return _autoencoder(switch, m_ST, c_S, g_TS)
     a_SS, b_S = _affine(switch)

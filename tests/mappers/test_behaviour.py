@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 import torch
 
-from mappers.behaviour import Answer, ablating, adding, greedy_answers, share_with
+from mappers.behaviour import Answer, ablating, adding, greedy_answers, share_with, switching
 from mappers.loading import LoadedModel
+from mappers.modules import MapperConfig, build_mapper
 from mappers.sites import Site
 
 PROMPTS = [(5, 6, 7, 8), (9,), (10, 11)]
@@ -35,6 +36,14 @@ def test_adding_and_ablating_keep_dtype_and_the_rest() -> None:
     assert adding(v_D, -1.5)(h_BTD).tolist() == [[[0.0, 4.0]]]
     assert ablating(v_D)(h_BTD).tolist() == [[[0.0, 4.0]]]
     assert ablating(v_D)(h_BTD).dtype == torch.bfloat16
+
+
+def test_a_switch_is_dialled_between_the_model_and_the_mapper_and_past_it() -> None:
+    mapper = build_mapper(MapperConfig(kind="affine", d_source=2, d_target=2))
+    h_BTD = torch.tensor([[[3.0, 4.0]]])
+    moved = mapper(h_BTD) - h_BTD
+    for strength in (0.0, 0.5, 2.0):
+        assert torch.allclose(switching(mapper, strength)(h_BTD), h_BTD + strength * moved, atol=1e-6)
 
 
 def test_the_marker_is_found_across_white_space() -> None:

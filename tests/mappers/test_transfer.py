@@ -46,6 +46,14 @@ def test_a_switch_does_in_the_target_what_it_does_in_the_source(into, back, kind
     assert not any(parameter.requires_grad for parameter in carried.parameters())
 
 
+@pytest.mark.parametrize("kind", ["ridge", "autoencoder"])
+def test_the_change_can_be_carried_more_than_once(into, back, kind):
+    switch = drawn(3, kind, SOURCE, SOURCE)
+    h = torch.randn(9, TARGET, generator=torch.Generator().manual_seed(4))
+    once, twice = (transfer_switch(switch, into, back, strength=strength)(h) - h for strength in (1.0, 2.0))
+    assert torch.allclose(twice, 2 * once, atol=1e-4, rtol=1e-4)
+
+
 def test_the_hidden_width_grows_only_where_the_input_has_to_be_taken_away(into, back):
     widths = [
         transfer_switch(drawn(3, "autoencoder", SOURCE, SOURCE, residual=residual), into, back).config.hidden_width

@@ -8,6 +8,7 @@ from math import isfinite
 from pydantic import JsonValue
 
 from mappers.activations.pairs import Pairs, Reader, concatenate, paired_activations
+from mappers.behaviour import switching
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
@@ -27,7 +28,7 @@ _BATCH = 16
 
 
 def transfer_switch(job: JobContext, parameters: TransferSwitch) -> None:
-    """Stages ``h + g(f(m(h))) - g(m(h))`` at each target site; ``m`` and ``g`` are the maps there and back.
+    """Stages ``h + s (g(f(m(h))) - g(m(h)))`` at each target site; ``m`` and ``g`` are the maps there and back.
 
     Raises ArtifactMismatch where the switch and its model no longer agree, DataError for unfit data.
     """
@@ -43,10 +44,14 @@ def transfer_switch(job: JobContext, parameters: TransferSwitch) -> None:
         ends = _Ends(parameters, source, target, pair.source.site(), pair.target.site())
         into, back = ends.fit(training)
         effect |= ends.measure(held, into, back)
-        mappers[ends.target_site] = conjugate(switches[ends.source_site], into, back)
+        mappers[ends.target_site] = conjugate(switches[ends.source_site], into, back, strength=parameters.strength)
     if parameters.check is not None:
-        on = {site: mapper.to(job.device).forward for site, mapper in mappers.items()}
-        effect |= marker_rates(job, target, parameters.check, {"off": {}, "on": on})
+        mappers = {site: mapper.to(job.device) for site, mapper in mappers.items()}
+        dialled = {
+            f"on@{strength:g}": {site: switching(mapper, strength) for site, mapper in mappers.items()}
+            for strength in parameters.check.strengths
+        }
+        effect |= marker_rates(job, target, parameters.check, {"off": {}, **dialled})
     facts: dict[str, JsonValue] = {
         "job": job.order.job_id,
         "dataset": job.dataset_facts(parameters.dataset),

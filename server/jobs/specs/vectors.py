@@ -119,29 +119,26 @@ class RescaleToRms(Frozen):
 
 
 class Check(Frozen):
-    """Greedy answers to ``dataset``, and how many of them hold ``marker``.
-
-    A vector is added at every position, at each of ``strengths``.
-    """
+    """Greedy answers to ``dataset`` at each of ``strengths``, and how many of them hold ``marker``."""
 
     dataset: Reference
     marker: Phrase
+    strengths: Annotated[tuple[Signed, ...], Field(min_length=1, max_length=16)]
     max_new_tokens: NewTokens = 32
     batch_size: BatchSize = 16
-
-
-class VectorCheck(Check):
-    """Compares unsteered, native (where one is named), mapped and random vectors, the last of the mapped one's norm."""
-
-    strengths: Annotated[tuple[Signed, ...], Field(min_length=1, max_length=16)]
-    seed: Seed = 0
 
     @field_validator("strengths")
     @classmethod
     def _each_once(cls, strengths: tuple[float, ...]) -> tuple[float, ...]:
         if len(set(strengths)) < len(strengths) or 0.0 in strengths:
-            raise ValueError("name each strength once and leave 0 out: without steering is always measured")
+            raise ValueError("name each strength once and leave 0 out: the model as it is is always measured")
         return strengths
+
+
+class VectorCheck(Check):
+    """Compares unsteered, native (where one is named), mapped and random vectors, the last of the mapped one's norm."""
+
+    seed: Seed = 0
 
 
 class TransferVector(Parameters):
@@ -180,12 +177,14 @@ class SitePair(Frozen):
 class TransferSwitch(Parameters):
     """Makes a switch of a reference model one of the served model.
 
-    Affine maps are fitted both ways, in closed form, on the texts of ``dataset`` for each pair of ``sites``.
+    Affine maps are fitted both ways, in closed form, on the texts of ``dataset`` for each pair of ``sites``. What the
+    switch changes is carried over ``strength`` times.
     """
 
     switch: Reference
     dataset: Reference
-    sites: Annotated[tuple[SitePair, ...], Field(min_length=1, max_length=64)]
+    sites: Annotated[tuple[SitePair, ...], Field(min_length=1, max_length=16)]
+    strength: Annotated[float, Field(strict=True, gt=0, le=100, allow_inf_nan=False)] = 1.0
     alignment: Literal["offsets", "last", "position"] = "offsets"
     ridge: Annotated[float, Field(strict=True, ge=0, le=1e6, allow_inf_nan=False)] = 1e-3
     validation_fraction: Fraction = 0.1

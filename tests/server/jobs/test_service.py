@@ -147,7 +147,7 @@ def test_what_a_transferred_switch_names_must_exist(service, dataset, tensor_art
         ({"sites": [pair | {"source": {"layer": 0}}]}, "parameters.sites"),
         ({"sites": [pair | {"target": {"layer": 3}}]}, "parameters.sites"),
         ({"dataset": "x"}, "parameters.dataset"),
-        ({"check": {"dataset": "x", "marker": "m"}}, "parameters.check.dataset"),
+        ({"check": {"dataset": "x", "marker": "m", "strengths": [1.0]}}, "parameters.check.dataset"),
     ]
     for changes, param in refused:
         with pytest.raises((InvalidRequest, NotFound)) as caught:

@@ -52,7 +52,7 @@ PARAMETERS = {
 
 def test_every_site_is_carried_and_serves(run, dataset, switch):
     data = {"s": switch(), "d": dataset("d", TEXTS * 3)}
-    check = {"dataset": "d", "marker": "e", "max_new_tokens": 4}
+    check = {"dataset": "d", "marker": "e", "max_new_tokens": 4, "strengths": [1.0, 2.0]}
     manifest, folder = run("transfer_switch", "t", data, **PARAMETERS, validation_fraction=0.3, check=check)
     _, mappers = load_switch(folder)
     assert manifest.sites == ("resid_post.0", "resid_post.2")
@@ -60,9 +60,8 @@ def test_every_site_is_carried_and_serves(run, dataset, switch):
     assert (manifest.mapper.kind, manifest.mapper.residual, manifest.mapper.hidden) == ("autoencoder", True, 6)
     assert (manifest.target.model, manifest.source.model) == ("tuned", "small")
     assert [(parent.role, parent.name) for parent in manifest.parents] == [("switch", "s"), ("dataset", "d")]
-    assert set(manifest.effect) == {
-        *(f"fvu_{way}.resid_post.{layer}" for way in ("into", "back") for layer in (0, 2)), "rate_off", "rate_on",
-    }  # fmt: skip
+    fvu = {f"fvu_{way}.resid_post.{layer}" for way in ("into", "back") for layer in (0, 2)}
+    assert set(manifest.effect) == {*fvu, "rate_off", "rate_on@1", "rate_on@2"}
     assert all(0 <= manifest.effect[f"fvu_{way}.resid_post.0"] < 1.5 for way in ("into", "back"))
     h_ND = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
     for mapper in mappers.values():
