@@ -17,6 +17,7 @@ from benchmarks.suites import SUITES
 from benchmarks.tables import cell_table, check_table
 
 MODELS_VARIABLE = "INTERLOCK_BENCH_MODELS"
+TEXT_VARIABLE = "INTERLOCK_BENCH_TEXT"
 
 
 def main() -> None:
@@ -38,6 +39,7 @@ def main() -> None:
         repeats=arguments.repeats,
         threads=arguments.threads,
         models=arguments.models,
+        text=arguments.text,
         out=arguments.out or (RESULTS / "quick" if arguments.quick else RESULTS),
     )
     reports = [run_suite(name, options, console) for name in arguments.suites or SUITES]
@@ -72,7 +74,7 @@ def run_suite(name: str, options: Options, console: Console) -> Report:
     return report
 
 
-def _folder(text: str) -> Path:
+def _place(text: str) -> Path:
     """Absolute, because workers have a working directory of their own."""
     return Path(text).expanduser().resolve()
 
@@ -90,11 +92,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="threads of every contender (default: 2)")
     parser.add_argument(
         "--models",
-        type=_folder,
+        type=_place,
         default=os.environ.get(MODELS_VARIABLE),
-        help=f"folder that holds stories260K (variable {MODELS_VARIABLE})",
+        help=f"folder that holds stories260K and babyllama-105 (variable {MODELS_VARIABLE})",
     )
-    parser.add_argument("--out", type=_folder, help="folder for the JSON files (default: benchmarks/results)")
+    parser.add_argument(
+        "--text",
+        type=_place,
+        default=os.environ.get(TEXT_VARIABLE),
+        help=f"a text of stories for these models (variable {TEXT_VARIABLE})",
+    )
+    parser.add_argument("--out", type=_place, help="folder for the JSON files (default: benchmarks/results)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     return parser
 

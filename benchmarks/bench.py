@@ -24,12 +24,16 @@ RESULTS = CHECKOUT / "benchmarks" / "results"
 
 @dataclass(frozen=True)
 class Options:
-    """How to measure. ``quick`` proves that everything runs, on tiny models; ``models`` holds ``stories260K``."""
+    """How to measure. ``quick`` proves that everything runs, on tiny models.
+
+    ``models`` holds ``stories260K`` and ``babyllama-105``, ``text`` is a file of stories for them.
+    """
 
     quick: bool = False
     repeats: int = 5
     threads: int = 2
     models: Path | None = None
+    text: Path | None = None
     cache: Path = CACHE
     out: Path = RESULTS
 
@@ -72,6 +76,13 @@ class Bench:
             self.note(f"{name} left out: give its folder's parent with --models or INTERLOCK_BENCH_MODELS")
             return None
         return model_at(folder)
+
+    def text(self) -> str | None:
+        """The text that the operator named, or None with a note why what needs it is left out."""
+        if self.options.text is None:
+            self.note("no text to read: give a file with --text or INTERLOCK_BENCH_TEXT")
+            return None
+        return self.options.text.read_text(encoding="utf-8")
 
     def organism(self, name: str) -> Model:
         """A model with planted behaviour that the repository ships."""

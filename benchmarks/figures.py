@@ -20,6 +20,9 @@ UNITS = {
     "peak_rss_mib": "peak RSS MiB",
     "over_weights_mib": "RSS over weights MiB",
     "ready_s": "ready s",
+    "growth_mib": "RSS growth MiB",
+    "seconds": "s",
+    "fvu": "held-out FVU",
 }
 MORE_IS_BETTER = frozenset({"tokens_per_second", "decode_tokens_per_second"})
 

@@ -42,21 +42,22 @@ def align(source: Rendered, target: Rendered, how: Alignment) -> TokenPairs:
 def token_ends(rendered: Rendered) -> dict[tuple[int, int], int]:
     """``(content, characters of it read so far)`` -> index of the token that completes them.
 
-    Where several tokens end at one character (the bytes of an emoji), the last one has read all of it. Tokens that
-    start before a content, or have no text, are left out.
+    Each number of characters has one token at most: where several end at one character (the bytes of an emoji), the
+    last has read all of it, and none has where its bytes are shared with the next character. Tokens that end outside of
+    the contents are left out, and so are special tokens.
     """
     ends: dict[tuple[int, int], int] = {}
     part = 0
-    for index, (start, stop) in enumerate(rendered.offsets):
-        if start == stop:
+    for index, end in enumerate(rendered.ends):
+        if end is None:
             continue
-        while part < len(rendered.content) and rendered.content[part][1] < stop:
+        while part < len(rendered.content) and rendered.content[part][1] < end:
             part += 1
         if part == len(rendered.content):
             break
         first = rendered.content[part][0]
-        if first < stop:
-            ends[part, stop - first] = index
+        if first < end:
+            ends[part, end - first] = index
     return ends
 
 

@@ -37,6 +37,7 @@ __all__ = [
     "Parent",
     "artifact_id",
     "canonical_json",
+    "describe_file",
     "embedded_manifest",
     "read_manifest",
     "seal",
@@ -97,7 +98,7 @@ def verify(folder: Path) -> Manifest:
     if not manifest.files:
         raise ArtifactCorrupt(f"{MANIFEST_FILE} of {folder.name!r} lists no files")
     for name, expected in manifest.files.items():
-        if _describe(folder, name) != expected:
+        if describe_file(folder, name) != expected:
             raise ArtifactCorrupt(
                 f"{name} of {manifest.name!r} is not what its manifest says: import or train it again"
             )
@@ -113,7 +114,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def seal(folder: Path, manifest: Manifest) -> Manifest:
     """Fills ``files`` with what lies in the folder, writes the manifest and returns it as written."""
     names = sorted(path.name for path in folder.iterdir() if path.name != MANIFEST_FILE)
-    files = {name: _describe(folder, name) for name in names}
+    files = {name: describe_file(folder, name) for name in names}
     sealed = Manifest.model_validate({**manifest.model_dump(), "files": files})
     write_manifest(folder, sealed)
     return sealed
@@ -141,7 +142,8 @@ def _parse(content: bytes, what: str) -> Manifest:
         raise ArtifactCorrupt(f"{what} is not valid: {place}: {first['msg']}") from error
 
 
-def _describe(folder: Path, name: str) -> FileEntry:
+def describe_file(folder: Path, name: str) -> FileEntry:
+    """Size and sha256 of a plain file in ``folder``; raises ArtifactCorrupt where there is none that can be read."""
     path, digest, size = folder / name, sha256(), 0
     try:
         if path.is_symlink() or not path.is_file():

@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, Strin
 from mappers.mapper_config import MAX_WIDTH, MapperConfig
 from mappers.sites import Site
 
-ArtifactKind = Literal["switch", "mapper", "vector", "dataset", "report"]
+ArtifactKind = Literal["switch", "mapper", "vector", "dataset", "report", "activations"]
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 TENSOR_FILE = "tensors.safetensors"
 ROWS_FILE = "rows.jsonl"
 REPORT_FILE = "report.json"
+MAX_FILES = 400
 _MAX_JSON = 65_536
 
 Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
@@ -56,10 +57,11 @@ class Parent(_Part):
 class Manifest(_Part):
     """Everything about an artifact that is not a tensor or a row.
 
-    ``sites`` are those of the target model, ``source_sites`` those a mapper reads. ``norms`` holds the Euclidean norm
-    of a vector per target site, ``site_norms`` the root mean square norm of the residual stream there on the vector's
-    prompts; ``transfer`` says how a transferred vector came about. ``training`` describes the
-    distribution a fit has seen (datasets with digests, tokens, losses, steps, seed), ``effect`` what was measured.
+    ``sites`` are those of the target model (which for activations is the one that was read), ``source_sites`` those a
+    mapper reads. ``norms`` holds the Euclidean norm of a vector per target site, ``site_norms`` the root mean square
+    norm of the residual stream there on the vector's prompts; ``transfer`` says how a transferred vector came about.
+    ``training`` describes the distribution a fit has seen (datasets with digests, tokens, losses, steps, seed),
+    ``effect`` what was measured.
 
     Raises pydantic's ValidationError (a ValueError) where parts contradict each other.
     """
@@ -68,13 +70,13 @@ class Manifest(_Part):
     kind: ArtifactKind
     name: Name
     created_at: str = Field(max_length=40)
-    files: dict[Name, FileEntry] = Field(default_factory=dict, max_length=16)
+    files: dict[Name, FileEntry] = Field(default_factory=dict, max_length=MAX_FILES)
     target: ModelBinding | None = None
     source: ModelBinding | None = None
     sites: tuple[SiteText, ...] = Field(default=(), max_length=512)
     source_sites: tuple[SiteText, ...] = Field(default=(), max_length=512)
     mapper: MapperConfig | None = None
-    dtype: Literal["float32"] | None = None
+    dtype: Literal["float32", "float16"] | None = None
     training: dict[Key, JsonValue] = Field(default_factory=dict, max_length=64)
     effect: dict[Key, FiniteFloat] = Field(default_factory=dict, max_length=64)
     parents: tuple[Parent, ...] = Field(default=(), max_length=64)
@@ -99,7 +101,7 @@ class Manifest(_Part):
         return tuple(Site.parse(site) for site in self.sites)
 
     def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Tensor name -> shape of every tensor the artifact has to hold (float32); empty for a dataset or a report."""
+        """Tensor name -> shape of every float32 tensor that it has to hold; empty for what holds none, and shards."""
         if self.kind == "vector" and self.target is not None:
             return dict.fromkeys(self.sites, (self.target.width,))
         if self.mapper is None:
@@ -121,7 +123,9 @@ def _check_kind(manifest: Manifest) -> None:
         return
     if target is None or not manifest.sites or manifest.dtype is None:
         raise ValueError(f"a {kind} needs target, sites and dtype")
-    if (kind == "vector") != (mapper is None):
+    if manifest.dtype != "float32" and kind != "activations":
+        raise ValueError(f"a {kind} is float32")
+    if (kind in ("vector", "activations")) != (mapper is None):
         raise ValueError(f"mapper is {'no part' if mapper else 'a needed part'} of a {kind}")
     if mapper is not None and mapper.d_target != target.width:
         raise ValueError(f"mapper.d_target is {mapper.d_target}, but the target's width is {target.width}")

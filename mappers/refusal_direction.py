@@ -20,7 +20,7 @@ from mappers.loading import LoadedModel
 from mappers.refusals import is_refusal
 from mappers.replies import read_replies
 from mappers.sites import Site
-from mappers.vectors import SiteNorms, difference_in_means, read_activations
+from mappers.vectors import SiteNorms, difference_in_means, picked_activations
 
 Place = tuple[Site, int]
 """Where a candidate was read: a site, and a position counted from the end of the prompt (-1 is the last)."""
@@ -66,7 +66,7 @@ def candidates(
         raise DataError(f"a prompt has fewer than {positions} tokens: lower positions or take short rows out")
     sites = [Site(layer) for layer in range(loaded.stack.layers)]
     harmful_RPD, harmless_RPD = (
-        read_activations(loaded, sites, side, lambda _, h: h[-positions:], batch_size=batch_size, norms=norms)
+        picked_activations(loaded, sites, side, lambda _, h: h[-positions:], batch_size=batch_size, norms=norms)
         for side in (harmful, harmless)
     )
     found: dict[Place, Tensor] = {}

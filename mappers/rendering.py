@@ -8,9 +8,7 @@ from typing import Any
 
 from mappers.dataset import DatasetRow, Message
 from mappers.errors import DataError
-
-Span = tuple[int, int]
-"""Half-open range of characters."""
+from mappers.offsets import Span, characters_read, keep_spaces, reorders_marks
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +16,16 @@ class Rendered:
     """One text of one model.
 
     ``offsets[i]`` are the characters of ``text`` that token ``ids[i]`` covers; ``(0, 0)`` for special tokens, which
-    have no text of their own. ``content`` are the spans of the messages, stripped of surrounding white space, without
-    anything a chat template put around them. Tokens from ``answer_start`` on are the answer (None: without).
+    have no text of their own. ``ends[i]`` is how much of ``text`` has been read with token i, exactly; None for special
+    tokens and where a character is read in part (:func:`mappers.offsets.characters_read`). ``content`` are the spans of
+    the messages, stripped of surrounding white space, without anything a chat template put around them. Tokens from
+    ``answer_start`` on are the answer (None: without).
     """
 
     text: str
     ids: tuple[int, ...]
     offsets: tuple[Span, ...]
+    ends: tuple[int | None, ...]
     content: tuple[Span, ...]
     answer_start: int | None = None
 
@@ -77,20 +78,21 @@ def _apply_template(tokenizer: Any, turns: Sequence[Message], *, add_generation_
 
 def _encode(tokenizer: Any, prompt: str, content: list[Span], answer: str | None, *, template: bool) -> Rendered:
     text = prompt + (answer or "")
+    keep_spaces(tokenizer)
     encoding = tokenizer(text, add_special_tokens=not template, return_offsets_mapping=True)
-    special = set(tokenizer.all_special_ids)
-    ids = tuple(encoding["input_ids"])
-    offsets = tuple(
-        (0, 0) if token in special else (int(start), int(stop))
-        for token, (start, stop) in zip(ids, encoding["offset_mapping"], strict=True)
-    )
-    spans = [*content, (len(prompt), len(text))] if answer is not None else content
-    first = next((i for i, (_, stop) in enumerate(offsets) if stop > len(prompt)), len(ids))
+    ids: tuple[int, ...] = tuple(encoding["input_ids"])
+    spans: list[Span] = [(int(start), int(stop)) for start, stop in encoding["offset_mapping"]]
+    specials = set(tokenizer.all_special_ids)
+    special = [token in specials for token in ids]
+    ends = characters_read(text, spans, reordered_marks=reorders_marks(tokenizer))
+    parts = [*content, (len(prompt), len(text))] if answer is not None else content
+    first = next((i for i, (_, stop) in enumerate(spans) if stop > len(prompt)), len(ids))
     return Rendered(
         text=text,
         ids=ids,
-        offsets=offsets,
-        content=tuple(_strip(text, span) for span in spans),
+        offsets=tuple((0, 0) if bare else span for span, bare in zip(spans, special, strict=True)),
+        ends=tuple(None if bare else end for end, bare in zip(ends, special, strict=True)),
+        content=tuple(_strip(text, span) for span in parts),
         answer_start=first if answer is not None else None,
     )
 
@@ -98,21 +100,28 @@ def _encode(tokenizer: Any, prompt: str, content: list[Span], answer: str | None
 def _content_spans(tokenizer: Any, turns: Sequence[Message], text: str) -> list[Span]:
     """Where each turn's content stands in ``text``, found by rendering the same chat with marks instead of contents.
 
-    Searching for the contents would be wrong where a content such as "user" also is a word of the template.
+    Searching for the contents would be wrong where a content such as "user" also is a word of the template. Templates
+    may strip the contents of some roles.
     """
     marks = [f"\ue000{index}\ue001" for index in range(len(turns))]
     marked = [Message(role=turn.role, content=mark) for turn, mark in zip(turns, marks, strict=True)]
-    skeleton = _apply_template(tokenizer, marked)
-    for contents in ([turn.content for turn in turns], [turn.content.strip() for turn in turns]):
-        spans, rebuilt, rest = [], "", skeleton
-        for mark, content in zip(marks, contents, strict=True):
-            before, _, rest = rest.partition(mark)
-            rebuilt += before
-            spans.append((len(rebuilt), len(rebuilt) + len(content)))
-            rebuilt += content
-        if rebuilt + rest == text:
-            return spans
-    raise DataError("the chat template rewrites the messages, so their text cannot be found again: use rows with text")
+    literals, rest = [], _apply_template(tokenizer, marked)
+    for mark in marks:
+        literal, _, rest = rest.partition(mark)
+        literals.append(literal)
+    cursor, spans = len(literals[0]) if text.startswith(literals[0]) else -1, []
+    for turn, after in zip(turns, [*literals[1:], rest], strict=True):
+        versions = (turn.content, turn.content.strip())
+        shown = next((c for c in versions if cursor >= 0 and text.startswith(c + after, cursor)), None)
+        if shown is None:
+            break
+        spans.append((cursor, cursor + len(shown)))
+        cursor += len(shown) + len(after)
+    if cursor != len(text) or len(spans) != len(turns):
+        raise DataError(
+            "the chat template rewrites the messages, so their text cannot be found again: use rows with text"
+        )
+    return spans
 
 
 def _strip(text: str, span: Span) -> Span:

@@ -54,7 +54,7 @@ class SiteNorms:
         return {site: float((squares / self._tokens) ** 0.5) for site, squares in self._squares.items()}
 
 
-def read_activations(
+def picked_activations(
     loaded: LoadedModel,
     sites: Sequence[Site],
     sequences: Sequence[Sequence[int]],
@@ -89,7 +89,7 @@ def row_activations(
     batch_size: int,
     norms: SiteNorms | None = None,
 ) -> dict[Site, Tensor]:
-    """One activation ``h_RD`` per site and sequence, at ``position``; otherwise as :func:`read_activations`.
+    """One activation ``h_RD`` per site and sequence, at ``position``; otherwise as :func:`picked_activations`.
 
     Raises DataError for a sequence that is too short to have the position.
     """
@@ -99,7 +99,7 @@ def row_activations(
     def pick(_row: int, h_ND: Tensor) -> Tensor:
         return h_ND.mean(0) if position == "mean" else h_ND[-1 if position == "last" else position]
 
-    found = read_activations(loaded, sites, sequences, pick, batch_size=batch_size, norms=norms)
+    found = picked_activations(loaded, sites, sequences, pick, batch_size=batch_size, norms=norms)
     return {site: torch.stack(rows) for site, rows in found.items()}
 
 

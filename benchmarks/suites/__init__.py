@@ -7,9 +7,11 @@ from dataclasses import dataclass
 
 from benchmarks.bench import Bench
 from benchmarks.suites import (
+    activations,
     growth,
     interventions,
     long,
+    mapping,
     memory,
     prefix,
     roofline,
@@ -41,5 +43,7 @@ SUITES = {
     "memory": Suite(memory.run, "memory over the weights", 1.5),
     "startup": Suite(startup.run, "from the command to a server that answers", 1),
     "growth": Suite(growth.run, "speed and memory against rows, context, sites, distinct interventions", 1.5),
+    "activations": Suite(activations.run, "collecting activations against the bare forward; memory of a wide fit", 4),
+    "mapping": Suite(mapping.run, "maps between two models that others trained, layer by layer", 4),
     "roofline": Suite(roofline.run, "share of what the machine could do", 1.5),
 }

@@ -28,9 +28,10 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class ActivationBatch:
-    """Float32 activations per site; values at padding (``mask_BT`` False) mean nothing."""
+    """Token ids and float32 activations per site; values at padding (``mask_BT`` False) mean nothing."""
 
     rows: tuple[int, ...]
+    ids_BT: Tensor
     mask_BT: Tensor
     hidden: dict[Site, Tensor]
 
@@ -67,14 +68,20 @@ def collect(
 
     Empty sequences are passed over. Raises ArtifactMismatch for a site the model does not have.
     """
-    device = next(loaded.model.parameters()).device
     order = sorted((row for row in range(len(sequences)) if sequences[row]), key=lambda row: len(sequences[row]))
-    backbone: Any = loaded.model.base_model
     for start in range(0, len(order), batch_size):
-        batch = pad_batch(sequences, order[start : start + batch_size], device)
-        hidden: dict[Site, Tensor] = {}
-        callbacks = {site: keep_output(hidden, site) for site in sites}
-        with torch.no_grad(), block_outputs(loaded.stack, callbacks):
-            backbone(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long(), use_cache=False)
-        floats = {site: h_BTD.float() for site, h_BTD in hidden.items()}
-        yield ActivationBatch(batch.rows, batch.mask_BT, floats)
+        yield read_sites(loaded, sites, sequences, order[start : start + batch_size])
+
+
+def read_sites(
+    loaded: LoadedModel, sites: Sequence[Site], sequences: Sequence[Sequence[int]], rows: Sequence[int]
+) -> ActivationBatch:
+    """One forward over the sequences at ``rows``, none of them empty; errors as for :func:`collect`."""
+    batch = pad_batch(sequences, rows, next(loaded.model.parameters()).device)
+    hidden: dict[Site, Tensor] = {}
+    callbacks = {site: keep_output(hidden, site) for site in sites}
+    backbone: Any = loaded.model.base_model
+    with torch.no_grad(), block_outputs(loaded.stack, callbacks):
+        backbone(input_ids=batch.ids_BT, attention_mask=batch.mask_BT.long(), use_cache=False)
+    floats = {site: h_BTD.float() for site, h_BTD in hidden.items()}
+    return ActivationBatch(batch.rows, batch.ids_BT, batch.mask_BT, floats)

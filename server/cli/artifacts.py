@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +13,7 @@ from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
 from server.cli.root import command_app
 
-SUFFIXES = {"dataset": ".jsonl", "report": ".json"}
+SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
 
 
 class FileFormat(StrEnum):
@@ -25,13 +26,13 @@ class FileFormat(StrEnum):
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
 app = command_app(
-    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets and reports."
+    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets, reports and activations."
 )
 
 
 @app.command("list")
 def list_artifacts(
-    kind: Annotated[str | None, typer.Option("--kind", help="Only switch, vector, mapper, dataset or report.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help="One kind only, such as switch or report.")] = None,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
     as_json: AsJson = False,
@@ -93,7 +94,7 @@ def export(
         FileFormat, typer.Option("--format", help="native: safetensors or JSON lines. gguf: a control vector.")
     ] = FileFormat.NATIVE,
     file: Annotated[
-        str | None, typer.Option("--file", help="One of a report's further files, such as heatmap.png.")
+        str | None, typer.Option("--file", help="One of a report's or collection's files, such as heatmap.png.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
     url: Url = DEFAULT_URL,
@@ -102,7 +103,8 @@ def export(
 ) -> None:
     """Export an artifact as one file that can be imported again, here or on another server.
 
-    A GGUF control vector is for other programs: its manifest stays behind.
+    A GGUF control vector is for other programs: its manifest stays behind. Activations become a folder of shards with
+    their manifest, for programs to read; they cannot be imported.
     """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
@@ -111,8 +113,12 @@ def export(
         target = out or Path(f"{name}-{file}" if file else name + suffix)
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
-        chosen = None if file_format is FileFormat.NATIVE else file_format.value
-        size = client.download(f"/v1/artifacts/{record['id']}/download", target, file=file, format=chosen)
+        place = f"/v1/artifacts/{record['id']}/download"
+        if record["kind"] == "activations" and file is None and file_format is FileFormat.NATIVE:
+            size = _export_shards(client, place, record, target)
+        else:
+            chosen = None if file_format is FileFormat.NATIVE else file_format.value
+            size = client.download(place, target, file=file, format=chosen)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:
@@ -128,3 +134,11 @@ def delete(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_j
         print_json({"deleted": artifact})
     else:
         typer.echo(f"deleted {artifact}")
+
+
+def _export_shards(client: Client, place: str, record: dict[str, Any], folder: Path) -> int:
+    """Every file of the manifest and, last, the manifest; returns their size in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = sorted(Path(name).name for name in record["manifest"]["files"])
+    size = sum(client.download(place, folder / name, file=name) for name in names)
+    return size + (folder / "manifest.json").write_text(json.dumps(record["manifest"]), encoding="utf-8")

@@ -54,7 +54,7 @@ def run_suite(
             ledger.keep(key, figures)
         seconds += float(str(figures["seconds"]))
         measured[experiment.name][cell] = figures
-    sections = [experiment.section(measured[experiment.name]) for experiment in experiments]
+    sections = [one.section(measured[one.name]) for one in experiments if measured[one.name]]
     minutes = f"{seconds / 60:.0f} minutes in all, this run {(time.monotonic() - began) / 60:.0f}"
     facts = _facts(lab) | {"measuring took": minutes}
     return write_report(folder, _TITLE, facts, sections, _raw(measured))
@@ -67,7 +67,7 @@ def _key(experiment: Experiment, cell: Cell, lab: Lab) -> Key:
         "version": experiment.version,
         "subject": cell.subject,
         "seed": cell.seed,
-        "weights": list(lab.digest(cell.models)),
+        "weights": [lab.digest(name) for name in cell.models],
         "scale": scale,
     }
 

@@ -11,6 +11,7 @@ from mappers.manifest import Manifest
 from server.errors import InvalidRequest, RequestError
 from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
+from server.jobs.specs.activations import CollectActivations, CollectActivationsJob
 from server.jobs.specs.common import SiteIn
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
@@ -49,6 +50,8 @@ class Checker:
                 self._train_switch(parameters)
             case TrainMapperJob(parameters=parameters):
                 self._train_mapper(parameters)
+            case CollectActivationsJob(parameters=parameters):
+                self._collect_activations(parameters)
             case ExtractVectorJob(parameters=parameters):
                 self._extract_vector(parameters)
             case ExtractRefusalDirectionJob(parameters=parameters):
@@ -73,11 +76,12 @@ class Checker:
         self._served_sites((parameters.target_site,), "parameters.target_site")
         self._artifact(parameters.dataset, "dataset", "parameters.dataset")
 
+    def _collect_activations(self, parameters: CollectActivations) -> None:
+        self._read_sites(parameters.model, parameters.sites)
+        self._artifact(parameters.dataset, "dataset", "parameters.dataset")
+
     def _extract_vector(self, parameters: ExtractVector) -> None:
-        served = self._models.served.name
-        self._models.require(parameters.model or served, "parameters.model")
-        if parameters.model in (None, served):
-            self._served_sites(parameters.sites, "parameters.sites")
+        self._read_sites(parameters.model, parameters.sites)
         for role, reference in parameters.datasets.items():
             self._artifact(reference, "dataset", f"parameters.{role}")
 
@@ -175,6 +179,13 @@ class Checker:
         served = self._models.served
         if vector.target is None or vector.target.config_digest != served.config_digest:
             raise InvalidRequest(f"{vector.name!r} is no vector of {served.name!r}: transfer it first", param=param)
+
+    def _read_sites(self, model: str | None, sites: tuple[SiteIn, ...]) -> None:
+        """Sites of a model by name, None being the served one; those of references are checked once they are loaded."""
+        served = self._models.served.name
+        self._models.require(model or served, "parameters.model")
+        if model in (None, served):
+            self._served_sites(sites, "parameters.sites")
 
     def _served_sites(self, sites: tuple[SiteIn, ...], param: str) -> None:
         served = self._models.served

@@ -28,6 +28,7 @@ class JobContext:
         folder = JobFolder(Path(order.folder))
         self.order = order
         self.staging = folder.staging(order.attempt)
+        self.shards = folder.shards
         self.checkpoints = Checkpoints(folder, order.execution.checkpoint_s)
         self.device = torch.device(order.execution.device)
         self._channel = channel

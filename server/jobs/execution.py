@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from mappers.errors import TrainingError
 from server.jobs.channel import Channel
 from server.jobs.context import JobContext
+from server.jobs.handlers.collect_activations import collect_activations
 from server.jobs.handlers.extract_refusal_direction import extract_refusal_direction
 from server.jobs.handlers.extract_vector import extract_vector
 from server.jobs.handlers.generate_dataset import generate_dataset
@@ -19,6 +20,7 @@ from server.jobs.handlers.train_switch import train_switch
 from server.jobs.handlers.transfer_switch import transfer_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
+from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.sweeps import SweepSitesJob
@@ -45,6 +47,8 @@ def execute(order: WorkOrder, channel: Channel) -> None:
 
 def _run(context: JobContext, order: WorkOrder) -> None:
     match order.spec:
+        case CollectActivationsJob(parameters=parameters):
+            collect_activations(context, parameters)
         case TrainSwitchJob(parameters=parameters):
             train_switch(context, parameters)
         case TrainMapperJob(parameters=parameters):

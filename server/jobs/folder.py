@@ -28,6 +28,11 @@ class JobFolder:
         """Where an attempt builds its artifact."""
         return self.path / f"staging-{attempt}"
 
+    @property
+    def shards(self) -> Path:
+        """Where a collection of activations grows; attempts go on with what is there."""
+        return self.path / "shards"
+
     def checkpoint(self, part: str) -> Path:
         """The file that holds one part of the state to go on from."""
         return self.path / f"checkpoint-{part}.safetensors"
@@ -46,6 +51,8 @@ class JobFolder:
         """Removes the state to go on from: the job has succeeded."""
         for checkpoint in self.path.glob("checkpoint-*"):
             checkpoint.unlink()
+        if self.shards.exists():
+            shutil.rmtree(self.shards)
 
 
 class JobLog:

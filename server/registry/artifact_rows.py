@@ -71,7 +71,7 @@ def visible(kind: str | None, owner: str | None) -> Select[Any]:
 
 def existing(session: Session, kind: str | None, owner: str | None) -> str:
     """The end of an error message: what could have been named."""
-    what = {"switch": "switches"}.get(kind, f"{kind}s") if kind else "artifacts"
+    what = {"switch": "switches", "activations": "activations"}.get(kind, f"{kind}s") if kind else "artifacts"
     seen = visible(kind, owner).subquery()
     query = select(ArtifactNameRow.name).join(seen, ArtifactNameRow.artifact_id == seen.c.id)
     names = session.scalars(query.order_by(ArtifactNameRow.name).limit(_LISTED_IN_ERRORS)).all()

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import Any
 
 import pytest
@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from mappers.alignment import align
 from mappers.dataset import DatasetRow, Message
 from mappers.errors import DataError
-from mappers.rendering import render
+from mappers.rendering import Rendered, render
+from tests.mappers.hostile import TEXTS, build
 
 HOSTILE = st.text(
     st.one_of(
@@ -117,3 +118,60 @@ def test_different_texts_are_refused(tokenizers: dict[str, Any]) -> None:
     target = render(tokenizers["byte_level"], DatasetRow(prompt="a dog"))
     with pytest.raises(DataError, match="different contents"):
         align(source, target, "offsets")
+
+
+ALL = build()
+chats = st.lists(TEXTS, min_size=1, max_size=4)
+two = st.tuples(st.sampled_from(sorted(ALL)), st.sampled_from(sorted(ALL)))
+
+
+def read(name: str, contents: list[str], answered: bool) -> Rendered:
+    roles = ("user", "assistant")
+    turns = tuple(Message(role=roles[place % 2], content=content) for place, content in enumerate(contents))
+    row = DatasetRow(messages=turns)
+    return render(ALL[name], row, answer=row.answer if answered else None)
+
+
+def texts_read(rendered: Rendered, index: int) -> list[str]:
+    """What of each content has been read once token ``index`` is."""
+    end = rendered.ends[index]
+    assert end is not None
+    return [rendered.text[start : max(start, min(stop, end))] for start, stop in rendered.content]
+
+
+@settings(max_examples=80, deadline=None)
+@given(names=two, contents=chats, answered=st.booleans())
+@example(names=("byte_level", "nfkc"), contents=["e\u0301 ﬁx", "\u0301"], answered=True)
+@example(names=("trimmed", "llama"), contents=["", "  ", "user", "assistant: \r\n"], answered=True)
+@example(names=("nfc", "gemma"), contents=["\x00🙂! 👩\u200d👩\u200d👧", "<end>"], answered=True)
+def test_pairs_of_hostile_chats(names: tuple[str, str], contents: list[str], answered: bool) -> None:
+    a, b = (read(name, contents, answered) for name in names)
+    pairs = align(a, b, "offsets")
+    assert align(b, a, "offsets") == [(j, i) for i, j in pairs]
+    for (i, j), (next_i, next_j) in pairwise(pairs):
+        assert i < next_i
+        assert j < next_j
+    for i, j in pairs:
+        if (i, j) != (a.prompt_end, b.prompt_end):
+            assert texts_read(a, i) == texts_read(b, j)
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=st.sampled_from(sorted(ALL)), contents=chats, answered=st.booleans())
+@example(name="trimmed", contents=["a  b \n\n  c"], answered=False)
+def test_a_tokenizer_pairs_every_content_token_with_itself(name: str, contents: list[str], answered: bool) -> None:
+    rendered = read(name, contents, answered)
+    pairs = align(rendered, rendered, "offsets")
+    assert all(i == j for i, j in pairs)
+    whole = [
+        index
+        for index, end in enumerate(rendered.ends)
+        if end is not None and any(start < end <= stop for start, stop in rendered.content)
+    ]
+    assert {i for i, _ in pairs} == {*whole, rendered.prompt_end}
+
+
+def test_spaces_between_paragraphs_are_paired_although_a_tokenizer_trims_its_offsets() -> None:
+    a, b = (render(ALL[name], DatasetRow(text="one\n   two")) for name in ("trimmed", "gemma"))
+    read_by_both = {a.ends[i] for i, _ in align(a, b, "offsets")}
+    assert {4, 5, 6} <= read_by_both

@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors, datasets and reports; uploads are raw bodies, counted as they arrive."""
+"""Artifacts: switches, mappers, vectors, datasets, reports, activations; uploads are raw bodies, counted."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
 Uploadable = Literal["switch", "mapper", "vector", "dataset"]
-"""A report says what this server measured: nobody else can say it."""
+"""A report says what this server measured, activations what it computed: nobody else can say it."""
 
 ArtifactName = Annotated[Name, Path(description="Name or id")]
 
@@ -102,7 +102,7 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
 
 @router.get(
     "/v1/artifacts/{artifact}/download",
-    summary="Download an artifact as one file",
+    summary="Download a file of an artifact",
     response_class=FileResponse,
     responses=error_responses(400, 401, 403, 404),
 )
@@ -111,7 +111,7 @@ def download_artifact(
 ) -> Response:
     """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
 
-    A report is JSON, with pictures as further files.
+    A report is JSON, with pictures as further files; activations are shards, of which the first comes by default.
     """
     record = _visible(services, principal, artifact)
     if wanted.format == "gguf":

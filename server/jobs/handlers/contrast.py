@@ -21,7 +21,15 @@ from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
 from mappers.rendering import Rendered
 from mappers.sites import Site
-from mappers.vectors import Direction, Pick, Position, SiteNorms, difference_in_means, read_activations, row_activations
+from mappers.vectors import (
+    Direction,
+    Pick,
+    Position,
+    SiteNorms,
+    difference_in_means,
+    picked_activations,
+    row_activations,
+)
 from server.jobs.context import JobContext
 from server.jobs.handlers.fitting import split
 from server.jobs.handlers.prompts import fits, read_prompts, rendered
@@ -132,7 +140,7 @@ def read_contrast(
                 row_activations(loaded, sites, sequences, position=recipe.position, batch_size=batch_size, norms=norms)
             )
         else:
-            tokens = read_activations(
+            tokens = picked_activations(
                 loaded, sites, sequences, _at([pair[number] for pair in spans]), batch_size=batch_size, norms=norms
             )
             found.append({site: torch.cat(rows) for site, rows in tokens.items()})

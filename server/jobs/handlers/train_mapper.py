@@ -7,6 +7,7 @@ from math import isfinite
 
 from pydantic import JsonValue
 
+from mappers.activations.masks import Mask
 from mappers.activations.pairs import Pairs, Reader, concatenate, paired_activations
 from mappers.errors import DataError, TrainingError
 from mappers.fit import Fit
@@ -41,12 +42,17 @@ def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
     rows = texts_of_both(source, target, job.rows(parameters.dataset), parameters.max_length)
     training, validation = split(rows, parameters.validation_fraction, parameters.seed)
     collector = _Collector(job, parameters, source, target)
+    collector.measure_norms(training)
     held_out = collector.all_pairs("reading held-out texts", validation)
     if (solve := solver(parameters)) is not None:
         mapper, ended = _solve(collector, solve, training)
     else:
         mapper, ended = _train(job, collector, parameters, training, held_out)
-    facts: dict[str, JsonValue] = {"texts": len(training), "validation_texts": len(validation)}
+    facts: dict[str, JsonValue] = {
+        "masked": dict(collector.masked),
+        "texts": len(training),
+        "validation_texts": len(validation),
+    }
     effect = evaluate_mapper(mapper, held_out) if held_out is not None else {}
     effect = {name: value for name, value in effect.items() if isfinite(value)}
     manifest = Manifest(
@@ -67,7 +73,10 @@ def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
 
 
 class _Collector:
-    """Reads aligned activations of both models; ``shape`` is that of the mapper between the two sites."""
+    """Reads aligned activations of both models; ``shape`` is that of the mapper between the two sites.
+
+    ``masked`` counts the pairs that were left out, held-out ones too.
+    """
 
     def __init__(self, job: JobContext, parameters: TrainMapper, source: LoadedModel, target: LoadedModel) -> None:
         self._job = job
@@ -75,21 +84,50 @@ class _Collector:
         self._source = source
         self._target = target
         self.shape = mapper_config(parameters, source.stack.width, target.stack.width)
+        self._limits: tuple[float | None, float | None] = (None, None)
+        self.masked = {"special_tokens": 0, "massive": 0}
 
     def pairs(self, stage: str, texts: Sequence[Texts]) -> Iterator[Pairs]:
         """Token pairs batch by batch, with progress."""
-        source = Reader(self._source, self._parameters.source_site.site(), [ours for ours, _ in texts])
-        target = Reader(self._target, self._parameters.target_site.site(), [theirs for _, theirs in texts])
+        source, target = self._readers(texts)
         batches = -(-len(texts) // _TEXTS_A_BATCH)
-        found = paired_activations(source, target, self._parameters.alignment, batch_size=_TEXTS_A_BATCH)
+        found = paired_activations(
+            source,
+            target,
+            self._parameters.alignment,
+            batch_size=_TEXTS_A_BATCH,
+            special_tokens=not self._parameters.mask.special_tokens,
+        )
         for number, pairs in enumerate(found, start=1):
             self._job.stage(stage, number, batches)
+            self.masked["special_tokens"] += pairs.special
+            self.masked["massive"] += pairs.massive
             yield pairs
 
     def all_pairs(self, stage: str, texts: Sequence[Texts]) -> Pairs | None:
         """All token pairs of the texts at once; None where there are none."""
         parts = [part for part in self.pairs(stage, texts) if len(part.x_NS)]
         return concatenate(parts) if parts else None
+
+    def measure_norms(self, texts: Sequence[Texts]) -> None:
+        """Takes the longest norms that are kept from ``texts``, where massive activations are to be left out."""
+        mask = Mask(self._parameters.mask.massive)
+        if mask.massive is not None:
+            self._job.stage("measuring norms")
+        ours, theirs = (
+            mask.norm_limits(
+                side.loaded, [side.site], [text.ids for text in side.texts], batch_size=_TEXTS_A_BATCH
+            ).get(side.site)
+            for side in self._readers(texts)
+        )
+        self._limits = ours, theirs
+
+    def _readers(self, texts: Sequence[Texts]) -> tuple[Reader, Reader]:
+        ours, theirs = self._limits
+        return (
+            Reader(self._source, self._parameters.source_site.site(), [text for text, _ in texts], ours),
+            Reader(self._target, self._parameters.target_site.site(), [text for _, text in texts], theirs),
+        )
 
 
 def _solve(

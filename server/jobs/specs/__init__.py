@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import Field, TypeAdapter
 
+from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.sweeps import SweepSitesJob
@@ -20,15 +21,16 @@ from server.jobs.specs.vectors import (
     TransferVectorJob,
 )
 
-JobSpec = Annotated[
-    TrainSwitchJob
+_JobSpec = (
+    CollectActivationsJob
+    | TrainSwitchJob
     | TrainMapperJob
     | ExtractVectorJob
     | ExtractRefusalDirectionJob
     | TransferVectorJob
     | TransferSwitchJob
     | SweepSitesJob
-    | GenerateDatasetJob,
-    Field(discriminator="kind"),
-]
+    | GenerateDatasetJob
+)
+JobSpec = Annotated[_JobSpec, Field(discriminator="kind")]
 JOB_SPEC: TypeAdapter[JobSpec] = TypeAdapter(JobSpec)

@@ -57,6 +57,13 @@ class SiteIn(Frozen):
         return Site(self.layer, self.point)
 
 
+class MaskIn(Frozen):
+    """Tokens to leave out: ``massive`` those with a norm above so many medians of their site, and special tokens."""
+
+    massive: Annotated[float, Field(strict=True, gt=1, le=1e6, allow_inf_nan=False)] | None = None
+    special_tokens: Annotated[bool, Field(strict=True)] = False
+
+
 Sites = Annotated[tuple[SiteIn, ...], Field(min_length=1, max_length=64)]
 
 

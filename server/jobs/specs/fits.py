@@ -16,6 +16,7 @@ from server.jobs.specs.common import (
     Hidden,
     LearningRate,
     Length,
+    MaskIn,
     ModelName,
     Name,
     Parameters,
@@ -185,6 +186,7 @@ class TrainMapper(Fit):
     batch_texts: BatchSize | None = None
     loss: LossWeights = LossWeights(mse=1.0)
     alignment: Literal["offsets", "last", "position"] = "offsets"
+    mask: MaskIn = MaskIn()
 
     def _idle(self) -> dict[str, str]:
         idle = super()._idle()

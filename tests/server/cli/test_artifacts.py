@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def test_export_as_gguf(interlock: Interlock, server: StandIn, tmp_path: Path, m
     assert interlock("artifacts", "export", "safe", "--format", "gguf", "--json").json["path"] == "safe.gguf"
     assert server.asked[-1].path == "/v1/artifacts/art_1/download?format=gguf"
     assert interlock("artifacts", "export", "safe", "--format", "onnx").code == 2
+
+
+def test_activations_are_exported_as_a_folder(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:
+    names = ["activations-00000.safetensors", "activations-00001.safetensors"]
+    manifest = {"kind": "activations", "files": {name: {"sha256": "0" * 64, "size": 7} for name in names}}
+    server.answer("GET", "/v1/artifacts/acts", {**SAFE, "kind": "activations", "name": "acts", "manifest": manifest})
+    server.answer("GET", "/v1/artifacts/art_1/download", b"content")
+    folder = tmp_path / "acts"
+    assert interlock("artifacts", "export", "acts", "--out", str(folder), "--json").json["size"] > 14
+    assert sorted(path.name for path in folder.iterdir()) == [*names, "manifest.json"]
+    assert json.loads((folder / "manifest.json").read_text()) == manifest
 
 
 def test_a_failed_export_leaves_no_file(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:

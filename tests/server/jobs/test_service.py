@@ -316,3 +316,21 @@ def test_a_dataset_is_written_by_a_model_that_exists(service):
     with pytest.raises(InvalidRequest) as caught:
         service.submit(spec("generate_dataset", rows=5, model="nope"), None)
     assert caught.value.param == "parameters.model"
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "param"),
+    [
+        ({"model": "nope"}, InvalidRequest, "parameters.model"),
+        ({"dataset": "nope"}, NotFound, "parameters.dataset"),
+        ({"sites": [{"layer": 3}]}, InvalidRequest, "parameters.sites"),
+    ],
+)
+def test_a_collection_is_checked_before_it_starts(service, dataset, changes, error, param):
+    dataset("d")
+    parameters = {"dataset": "d", "sites": [{"layer": 2}]}
+    assert service.submit(spec("collect_activations", "acts", **parameters), None).kind == "collect_activations"
+    assert service.submit(spec("collect_activations", "acts", **parameters, model="small"), None)
+    with pytest.raises(error) as raised:
+        service.submit(spec("collect_activations", "other", **parameters | changes), None)
+    assert raised.value.param == param

@@ -17,7 +17,9 @@ TRANSFER = {"vector": "v", "mapper": "m"}
 REFUSAL = {"harmful": "a", "harmless": "b"}
 CARRIED = {"switch": "s", "dataset": "d", "sites": [{"source": {"layer": 1}, "target": {"layer": 2}}]}
 SWEEP = {"edit": {"kind": "difference_in_means", "positive": "a", "negative": "b"}, "prompts": "p"}
+COLLECT = {"dataset": "d", "sites": [{"layer": 2}]}
 MINIMAL = {
+    "collect_activations": COLLECT,
     "train_switch": SWITCH,
     "train_mapper": MAPPER,
     "extract_vector": VECTOR,
@@ -197,6 +199,24 @@ def test_a_sweep_has_a_grid_for_every_edit():
 def test_a_sweep_that_cannot_be_meant_is_refused(changes):
     with pytest.raises(ValidationError):
         read("sweep_sites", **changes)
+
+
+@pytest.mark.parametrize(
+    ("field", "good", "bad"),
+    [
+        ("dtype", ["float16", "float32"], ["bfloat16", "float64", None]),
+        ("shard_mib", [1, 2048], [0, 2049, "8", None]),
+        ("mask", [{}, {"massive": 1.5}, {"massive": None}, {"special_tokens": True}], [None, {"massive": 1}, {"k": 2}]),
+        ("sites", [[{"layer": 0}, {"layer": 1}]], [[], [{"layer": 1}] * 2]),
+        ("model", [None, "small"], ["", 3]),
+    ],
+)
+def test_limits_of_a_collection(field, good, bad):
+    for value in good:
+        assert read("collect_activations", **{field: value}) is not None
+    for value in bad:
+        with pytest.raises(ValidationError):
+            read("collect_activations", **{field: value})
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", "a" * 97, "a\n", ".a"])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from mappers.manifest import Manifest
+from mappers.artifact import seal
+from mappers.manifest import Manifest, ModelBinding
 from mappers.report import save_report
 from server.policy.policy import Policy
 from server.registry.imports import import_dataset
@@ -76,6 +77,33 @@ def test_only_vectors_go_out_as_gguf(client):
     for query, param in (("format=gguf", "format"), ("format=onnx", "format"), ("as=gguf", "as")):
         response = client.get(f"/v1/artifacts/data/download?{query}")
         assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
+def test_activations_are_downloaded_file_by_file(client, artifacts):
+    folder = artifacts.new_staging()
+    names = ["activations-00000.safetensors", "activations-00001.safetensors"]
+    for name in names:
+        (folder / name).write_bytes(name.encode())
+    binding = ModelBinding(model="fake", config_digest="1" * 64, width=WIDTH)
+    seal(
+        folder,
+        Manifest(
+            kind="activations",
+            name="acts",
+            created_at="2026-01-02T03:04:05+00:00",
+            target=binding,
+            sites=("resid_post.1",),
+            dtype="float16",
+        ),
+    )
+    artifacts.register(folder, name="acts", owner=None)
+    assert [one["name"] for one in client.get("/v1/artifacts?kind=activations").json()["data"]] == ["acts"]
+    for name in names:
+        download = client.get("/v1/artifacts/acts/download", params={"file": name})
+        assert download.content == name.encode()
+    for missing in ("manifest.json", "other"):
+        refused = client.get("/v1/artifacts/acts/download", params={"file": missing})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (404, "file")
 
 
 def test_the_list_can_be_of_one_kind_and_has_no_manifests(client):
