@@ -1,6 +1,6 @@
 """``python -m benchmarks.wide_fit KIND WIDTH THREADS``: one fit in closed form on random activations.
 
-Prints JSON, by how much the process grew: ``growth_mib``, the peak of the resident set over what it was before, and ``seconds``.
+Prints JSON: ``growth_mib``, the peak of the resident set over what it was before, and ``seconds``.
 """
 
 from __future__ import annotations
