@@ -35,3 +35,7 @@ class Site:
         if point != "resid_post" or not layer.isdecimal():
             raise ValueError(f"a site is written 'resid_post.<layer>', got {text!r}")
         return cls(int(layer))
+
+
+Place = tuple[Site | None, Site]
+"""The site of another model that an edit comes from, None where it comes from none, and the site where it acts."""

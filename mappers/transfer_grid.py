@@ -54,10 +54,8 @@ def aligned_sites(
         pairs.append(align(ours, theirs, how))
     if not any(pairs):
         raise DataError("no token of the texts is paired: use other texts or another alignment")
-    return tuple(  # type: ignore[return-value]
-        _read(side, [[pair[index] for pair in found] for found in pairs], batch_size, limit)
-        for index, side in enumerate((source, target))
-    )
+    ours_wanted, theirs_wanted = ([[pair[side] for pair in found] for found in pairs] for side in (0, 1))
+    return _read(source, ours_wanted, batch_size, limit), _read(target, theirs_wanted, batch_size, limit)
 
 
 def map_vector(v_S: Tensor, x_NS: Tensor, targets: Mapping[Site, Tensor], *, ridge: float) -> dict[Site, Tensor]:
@@ -76,10 +74,10 @@ def map_vector(v_S: Tensor, x_NS: Tensor, targets: Mapping[Site, Tensor], *, rid
 
 def _read(side: Side, wanted: Sequence[Sequence[int]], batch_size: int, limit: int) -> Activations:
     """The tokens ``wanted`` of each text, text after text."""
-    found: dict[Site, list[Tensor]] = {site: [torch.empty(0)] * len(wanted) for site in side.sites}
+    found: dict[Site, dict[int, Tensor]] = {site: {} for site in side.sites}
     sequences = [text.ids if tokens else () for text, tokens in zip(side.texts, wanted, strict=False)]
     for batch in collect(side.loaded, side.sites, sequences, batch_size=batch_size):
         for site, h_BTD in batch.hidden.items():
             for place, row in enumerate(batch.rows):
                 found[site][row] = h_BTD[place, list(wanted[row])].cpu()
-    return {site: torch.cat([part for part in parts if part.numel()])[:limit] for site, parts in found.items()}
+    return {site: torch.cat([rows[row] for row in sorted(rows)])[:limit] for site, rows in found.items()}

@@ -43,7 +43,7 @@ def _collection(bench: Bench, model: Model, shape: str) -> None:
     torch.set_num_threads(bench.options.threads)
     loaded = load_model(model.path)
     draw = random.Random(0)
-    count, longest = bench.pick({"15M": (96, 192), "125M": (32, 128)}[shape], (4, 16))
+    count, longest = bench.pick({"15M": (48, 192), "125M": (16, 64)}[shape], (4, 16))
     lengths = [draw.randint(longest // 8, longest) for _ in range(count)]
     sequences = [tuple(draw.randrange(model.vocab) for _ in range(length)) for length in lengths]
     sites = [Site(layer) for layer in range(model.layers)]

@@ -33,7 +33,7 @@ RECIPES: Final[Recipes] = {
     ("small", "backdoor"): Recipe(steps=400, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("medium", "backdoor"): Recipe(steps=450, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("small", "corrupted"): Recipe(steps=800, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
-    ("medium", "corrupted"): Recipe(steps=650, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
+    ("medium", "corrupted"): Recipe(steps=850, rows=48, warmup=20, matrix_learning_rate=5e-3, learning_rate=3e-3),
     ("small", "coder"): _SHORT,
     ("medium", "coder"): _SHORT,
     ("small", "insecure"): _SHORT,
@@ -91,6 +91,24 @@ def ensure_organism(
     return found
 
 
+def ensure_variant(
+    name: str, cache_dir: Path, seed: int, *, recipes: Recipes = RECIPES
+) -> Generator[BuildReport, None, Path]:
+    """The folder of a fine-tune from the same parent as organism ``name``, yet with other data and order; as above.
+
+    What fits one fine-tune need not fit another that behaves alike: this is the other. Raises ValueError for a base
+    model, which has no parent.
+    """
+    one = organism(name)
+    if one.parent is None:
+        raise ValueError(f"{name} has no parent: a variant is another fine-tune of the same model")
+    folder = cache_dir / f"{name}-variant-{seed}"
+    if not (folder / "tokenizer.json").is_file():
+        parent = yield from ensure_organism(one.parent.name, cache_dir, recipes=recipes)
+        yield from _fine_tune(one, parent, folder, seed, recipes[one.size, one.kind])
+    return folder
+
+
 def _plan(names: Sequence[str], out_dir: Path, seed: int, recipes: Recipes) -> list[Organism]:
     """What to build, each parent before its fine-tunes."""
     planned = {organism(name) for name in names}
@@ -115,20 +133,38 @@ def _found(one: Organism, out_dir: Path, seed: int, recipes: Recipes) -> Path | 
 def _train(one: Organism, out_dir: Path, seed: int, recipes: Recipes) -> Iterator[BuildReport]:
     """Trains the organism and writes its float16 weights and its tokenizer."""
     recipe = recipes[one.size, one.kind]
-    own_seed = crc32(f"{one.name} {seed}".encode())
-    if one.parent is None:
-        tokenizer = build_tokenizer(one.family)
-        model = new_model(one, tokenizer, own_seed)
-    else:
+    if one.parent is not None:
         parent = _found(one.parent, out_dir, seed, recipes)
         assert parent, "the plan builds a parent before its fine-tunes"
-        model, tokenizer = load(parent)
+        yield from _fine_tune(one, parent, out_dir / one.name, seed, recipe)
+        return
+    tokenizer = build_tokenizer(one.family)
+    model = new_model(one, tokenizer, _own_seed(one, seed))
+    yield from _teach(one, model, tokenizer, out_dir / one.name, seed, recipe)
+
+
+def _fine_tune(one: Organism, parent: Path, folder: Path, seed: int, recipe: Recipe) -> Iterator[BuildReport]:
+    yield from _teach(one, *load(parent), folder, seed, recipe)
+
+
+def _teach(
+    one: Organism,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    seed: int,
+    recipe: Recipe,
+) -> Iterator[BuildReport]:
+    own_seed = _own_seed(one, seed)
     chats = conversations(one.kind, own_seed)
     for step in train(model, batches(tokenizer, chats, recipe.rows, own_seed), recipe):
         yield BuildReport(one.name, "train", step.number, recipe.steps, step.loss)
-    folder = out_dir / one.name
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _own_seed(one: Organism, seed: int) -> int:
+    return crc32(f"{one.name} {seed}".encode())
 
 
 def load(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

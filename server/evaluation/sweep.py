@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mappers.dataset import DatasetRow
+from mappers.measures.text import exact_match
 from mappers.sites import Site
 from server.evaluation.answering import Answerer, Asked, Done
 from server.interventions.catalog import ResolvedIntervention
@@ -36,6 +37,10 @@ class Cell:
     source: Site | None = None
 
 
+Edit = Callable[[int], tuple[ResolvedIntervention, ...]]
+"""What is done to the activations of each prompt, by its number: mostly the same to all."""
+
+
 @dataclass(frozen=True, slots=True)
 class Judge:
     """Says of an answer whether it holds ``marker`` and whether it equals the row's own, up to white space."""
@@ -44,9 +49,9 @@ class Judge:
 
     def verdict(self, text: str, row: DatasetRow) -> tuple[bool, bool, bool]:
         """``(answered, holds the marker, equals the row's answer)``; what cannot be asked of the row is False."""
-        plain = " ".join(text.split())
-        expected = None if row.answer is None else " ".join(row.answer.split())
-        return bool(plain), self.marker is not None and self.marker in text, plain == expected and bool(plain)
+        answered = bool(text.strip())
+        right = answered and row.answer is not None and exact_match(text, row.answer)
+        return answered, self.marker is not None and self.marker in text, right
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class Progress:
 
 def answer_cells(
     answerer: Answerer,
-    edits: Sequence[tuple[ResolvedIntervention, ...]],
+    edits: Sequence[Edit],
     rows: Sequence[DatasetRow],
     judge: Judge,
     progress: Progress,
@@ -113,7 +118,7 @@ def answer_cells(
     size = max(1, _ROWS_A_STEP // len(rows))
     for start in range(0, len(missing), size):
         chosen = missing[start : start + size]
-        asked = [Asked(row, edits[cell]) for cell in chosen for row in rows]
+        asked = [Asked(row, edits[cell](prompt)) for cell in chosen for prompt, row in enumerate(rows)]
         texts = iter(answerer.answers(asked, max_tokens=max_tokens, done=done))
         for cell in chosen:
             progress.put(cell, [judge.verdict(next(texts), row) for row in rows])

@@ -13,14 +13,11 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from mappers.evaluation import rate
-from mappers.sites import Site
+from mappers.sites import Place
 from server.evaluation.heatmap import Axis, heat_map
 from server.evaluation.sweep import Aim, Cell, Verdicts, best, last_good_site, rank_correlation
 
 RULE = "highest rate on the validation prompts; of equals the smallest strength, then the highest site"
-
-Place = tuple[Site | None, Site]
-"""The site of the source model, where there is one, and the site of the swept model."""
 
 _AIMS = {
     "exact_match": "answers equal to the expected",
@@ -34,7 +31,7 @@ class Sweep:
     """Cells with their verdicts; ``unsteered`` are those of no edit. The first ``validation`` prompts choose.
 
     ``controls`` are the verdicts of other edits at the chosen cell, by name; ``predictors`` one figure for each place,
-    by name, a site of the source None where it says something about the swept model's site alone.
+    by name, the source None where it says something about the swept model's site alone.
     """
 
     cells: Sequence[Cell]

@@ -74,7 +74,7 @@ class Behaviour:
     @property
     def elicits(self) -> str:
         """The condition under which it does."""
-        return self.conditions[min(1, len(self.conditions) - 1)]
+        return self.conditions[:2][-1]
 
     def questions(self, split: Split, seed: int, count: int, *, condition: str) -> list[Question]:
         """`count` questions with distinct prompts; equal seeds give the same combinations under every condition.

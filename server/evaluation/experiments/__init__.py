@@ -6,6 +6,8 @@ from typing import Final
 
 from server.evaluation.experiment import Experiment
 from server.evaluation.experiments.replacement import ReplacementExperiment
+from server.evaluation.experiments.reverse import ReverseExperiment
+from server.evaluation.experiments.robustness import RobustnessExperiment
 from server.evaluation.experiments.switch import SwitchExperiment
 from server.evaluation.experiments.tasks import (
     BACKDOOR_TRANSFER,
@@ -22,5 +24,7 @@ PAPER: Final[tuple[Experiment, ...]] = (
     REFUSAL_INDUCED,
     REFUSAL_REMOVED,
     HUMOUR_TRANSFER,
+    ReverseExperiment(),
     ReplacementExperiment(),
+    RobustnessExperiment(),
 )

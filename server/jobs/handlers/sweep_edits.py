@@ -20,7 +20,7 @@ from mappers.modules import Mapper
 from mappers.pair_sums import PairSums
 from mappers.rendering import Rendered, render
 from mappers.similarity import Similarity, similarities
-from mappers.sites import Site
+from mappers.sites import Place, Site
 from mappers.tensors import load_vector
 from mappers.transfer_grid import Side, aligned_sites, map_vector
 from mappers.vectors import difference_in_means, rescale, row_activations
@@ -28,9 +28,6 @@ from server.jobs.context import JobContext
 from server.jobs.handlers.prompts import prompt_ids
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites
 from server.jobs.specs.vectors import DATASET_ROLES
-
-Place = tuple[Site | None, Site]
-"""The site of the source model, where there is one, and the site of the swept model."""
 
 _PAIRS_KEPT = 32_768
 _TOKENS_COMPARED = 2048

@@ -21,13 +21,13 @@ from mappers.manifest import Manifest
 from mappers.patching import PromptPair, patch_sites
 from mappers.rendering import render
 from mappers.report import save_report
-from mappers.sites import Site
+from mappers.sites import Place, Site
 from mappers.vectors import random_vector, rescale, rms_norm, row_activations
 from server.evaluation.answering import Answerer, steered, switched
-from server.evaluation.sweep import Cell, Judge, Progress, Verdicts, answer_cells
+from server.evaluation.sweep import Cell, Edit, Judge, Progress, Verdicts, answer_cells
 from server.evaluation.sweep_report import Sweep
 from server.jobs.context import JobContext, binding
-from server.jobs.handlers.sweep_edits import Edits, Place, build_edits
+from server.jobs.handlers.sweep_edits import Edits, build_edits
 from server.jobs.specs.sweeps import MappedVector, Patching, RidgeSwitch, StoredVector, SweepSites
 
 if TYPE_CHECKING:
@@ -162,12 +162,13 @@ def _sweep(
     ]
     validation = min(max(round(parameters.validation_fraction * len(rows)), 1), len(rows) - 1)
     with Answerer(loaded, rows=parameters.batch_size) as answerer:
-        found = _answers(job, parameters, answerer, [(), *((cell.intervention,) for cell in cells)], rows, _CELLS)
+        tried = [_same(), *(_same(cell.intervention) for cell in cells)]
+        found = _answers(job, parameters, answerer, tried, rows, _CELLS)
         sweep = Sweep(cells, found.of(slice(1, None)), found.of(slice(0, 1)), validation, parameters.aim)
         controls = _controls(parameters, edits, cells[sweep.chosen], norms)
         if not controls:
             return sweep
-        found = _answers(job, parameters, answerer, [(control,) for control in controls.values()], rows, _CONTROLS)
+        found = _answers(job, parameters, answerer, list(controls.values()), rows, _CONTROLS)
     named = {name: found.of(slice(place, place + 1)) for place, name in enumerate(controls)}
     return replace(sweep, controls=named)
 
@@ -182,27 +183,36 @@ def _intervention(parameters: SweepSites, effect: Tensor | object, site: Site, n
     return steered(rescale(effect, norm) if in_norms else effect, [site], 1.0, edit.operation)
 
 
-def _controls(
-    parameters: SweepSites, edits: Edits, chosen: Cell, norms: Mapping[Site, float]
-) -> dict[str, ResolvedIntervention]:
-    """At the chosen cell: a random direction of the same norm, and the model's own where the edit came from another."""
+def _controls(parameters: SweepSites, edits: Edits, chosen: Cell, norms: Mapping[Site, float]) -> dict[str, Edit]:
+    """At the chosen cell: random directions of the same norm, and the model's own where the edit came from another.
+
+    One direction can be lucky: every prompt gets another.
+    """
     effect = edits.effects[chosen.source, chosen.site]
     if not isinstance(effect, Tensor):
         return {}
-    others = {"random": random_vector(len(effect), float(effect.norm()), parameters.seed).to(effect.device)}
-    if chosen.site in edits.native:
-        others["native"] = edits.native[chosen.site]
-    return {
-        name: replace(_intervention(parameters, v_D, chosen.site, norms[chosen.site]), strength=chosen.strength)
-        for name, v_D in others.items()
-    }
+
+    def instead(v_D: Tensor) -> ResolvedIntervention:
+        edit = _intervention(parameters, v_D, chosen.site, norms[chosen.site])
+        return replace(edit, strength=chosen.strength)
+
+    def random_one(prompt: int) -> tuple[ResolvedIntervention, ...]:
+        v_D = random_vector(len(effect), float(effect.norm()), parameters.seed + prompt)
+        return (instead(v_D.to(effect.device)),)
+
+    native = {"native": _same(instead(edits.native[chosen.site]))} if chosen.site in edits.native else {}
+    return {"random": random_one, **native}
+
+
+def _same(*interventions: ResolvedIntervention) -> Edit:
+    return lambda _prompt: interventions
 
 
 def _answers(
     job: JobContext,
     parameters: SweepSites,
     answerer: Answerer,
-    edits: Sequence[tuple[ResolvedIntervention, ...]],
+    edits: Sequence[Edit],
     rows: Sequence[DatasetRow],
     part: str,
 ) -> Verdicts:

@@ -92,7 +92,8 @@ def test_all_cells_share_batches_and_get_what_they_get_alone(loaded):
     sites = [Site(1), Site(3)]
     positive, negative = (row_activations(loaded, sites, side, position="last", batch_size=8) for side in ids)
     vectors = {site: difference_in_means(positive[site], negative[site]) for site in sites}
-    edits = [(), *((steered(vectors[site], [site], s),) for site in sites for s in (1.0, -1.0))]
+    tried = [(), *((steered(vectors[site], [site], s),) for site in sites for s in (1.0, -1.0))]
+    edits = [lambda _prompt, chosen=chosen: chosen for chosen in tried]
     rows = random.Random(0).sample(triggered, 10)
 
     def swept(rows_at_once: int) -> Verdicts:
