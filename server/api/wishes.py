@@ -20,6 +20,7 @@ from server.api.schemas.interventions import (
     SteeringIn,
     Switch,
     SwitchIn,
+    gate_of,
 )
 from server.api.select import compile_apply
 from server.api.services import Services
@@ -27,7 +28,7 @@ from server.errors import InvalidRequest, Unavailable
 from server.policy.keys import Principal
 from server.policy.policy import Policy, Setting
 from server.policy.profiles import Profile
-from server.types import Apply, InlineVector, InterventionSpec
+from server.types import Apply, GateSpec, InlineVector, InterventionSpec
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
@@ -39,8 +40,9 @@ Origin = Literal["request", "profile", "default"]
 class Wish:
     """One intervention to be applied, and who asks for it. A switch always has its name.
 
-    ``artifact`` is the id that the name was bound to when the profile was written; None looks the name up. ``vouched``
-    is for what a profile or the operator named: whoever owns it, the caller may use it.
+    ``artifact`` is the id that the name was bound to when the profile was written, ``probe`` likewise that of its gate;
+    None looks the name up. ``vouched`` is for what a profile or the operator named: whoever owns it, the caller may use
+    it.
     """
 
     fields: SwitchIn | SteeringIn
@@ -48,6 +50,13 @@ class Wish:
     origin: Origin
     artifact: str | None = None
     vouched: bool = False
+    probe: str | None = None
+
+    @property
+    def gate(self) -> GateSpec | None:
+        """What it waits for; None where it acts at once."""
+        gate = gate_of(self.fields.gate)
+        return None if gate is None else gate.spec(self.probe)
 
     @property
     def name(self) -> str | None:
@@ -61,9 +70,10 @@ class Wish:
         """As the policy sees it."""
         fields, apply = self.fields, self.fields.apply
         kind: Literal["switch", "vector"] = "switch" if isinstance(fields, SwitchIn) else "vector"
-        details = apply if kind == "switch" else fields.model_copy(update={"strength": 0.0})
-        everywhere = apply is None or apply.everywhere
-        return Setting(kind, self.name, fields.strength, self.param, details, everywhere, self.artifact)
+        gate = self.gate
+        details = (apply, gate) if kind == "switch" else fields.model_copy(update={"strength": 0.0, "gate": gate})
+        everywhere = gate is None and (apply is None or apply.everywhere)
+        return Setting(kind, self.name, fields.strength, self.param, details, everywhere, self.artifact, gate)
 
     def spec(self, prompt: EncodedPrompt | None) -> InterventionSpec | None:
         """For the catalog, with positions in ``prompt``, which is None for a running generation.
@@ -85,7 +95,9 @@ class Wish:
         source = self.artifact or self.name
         if isinstance(self.fields, SwitchIn):
             assert source is not None
-            return InterventionSpec("switch", source, self.fields.strength, apply=positions, param=self.param)
+            return InterventionSpec(
+                "switch", source, self.fields.strength, apply=positions, gate=self.gate, param=self.param
+            )
         fields = self.fields
         return InterventionSpec(
             operation=fields.operation,
@@ -95,6 +107,7 @@ class Wish:
             apply=positions,
             minimum=fields.min,
             maximum=fields.max,
+            gate=self.gate,
             param=self.param,
         )
 
@@ -197,11 +210,12 @@ def wishes_in(
     switch = _named_switch(fields.safety_switch, f"{prefix}safety_switch")
     named = None
     if switch is not None:
-        named = Wish(switch, f"{prefix}safety_switch", origin, artifacts.get(switch.name or ""), vouched)
+        probe = _bound_probe(switch, artifacts)
+        named = Wish(switch, f"{prefix}safety_switch", origin, artifacts.get(switch.name or ""), vouched, probe)
     steering = []
     for i, item in enumerate(fields.steering or ()):
         bound = artifacts.get(item.vector) if isinstance(item.vector, str) else None
-        steering.append(Wish(item, f"{prefix}steering[{i}]", origin, bound, vouched))
+        steering.append(Wish(item, f"{prefix}steering[{i}]", origin, bound, vouched, _bound_probe(item, artifacts)))
     return named, tuple(steering)
 
 
@@ -260,7 +274,10 @@ def _switch(said: _Said, base: Bundle, default: Bundle) -> Wish | None:
     for wish in known:
         if fields.name in (None, wish.name, wish.artifact):
             named = fields.model_copy(update={"name": wish.name})
-            return Wish(named, said.switch_param, "request", wish.artifact, vouched=True)
+            gate, known_gate = gate_of(fields.gate), gate_of(wish.fields.gate)
+            same = gate is not None and known_gate is not None and gate.probe in (known_gate.probe, wish.probe)
+            probe = wish.probe if same else None
+            return Wish(named, said.switch_param, "request", wish.artifact, vouched=True, probe=probe)
     return Wish(fields, said.switch_param, "request")
 
 
@@ -274,6 +291,11 @@ def _named_switch(switch: Switch, param: str) -> SwitchIn | None:
             return fields
         case _:
             raise InvalidRequest("a profile names its switch: give a name", param=param)
+
+
+def _bound_probe(fields: SwitchIn | SteeringIn, artifacts: Mapping[str, str]) -> str | None:
+    gate = gate_of(fields.gate)
+    return None if gate is None else artifacts.get(gate.probe)
 
 
 def _listed(wish: Wish | None) -> tuple[Wish, ...]:

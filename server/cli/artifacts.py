@@ -17,7 +17,8 @@ SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
 app = command_app(
-    no_args_is_help=True, help="List, import and export switches, vectors, mappers, datasets, reports and activations."
+    no_args_is_help=True,
+    help="List, import and export switches, vectors, mappers, probes, datasets, reports and activations.",
 )
 
 

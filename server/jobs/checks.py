@@ -13,6 +13,7 @@ from server.jobs.specs.activations import CollectActivations, CollectActivations
 from server.jobs.specs.common import SiteIn
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
+from server.jobs.specs.probes import TrainProbe, TrainProbeJob
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
 from server.jobs.specs.vectors import (
     DATASET_ROLES,
@@ -48,6 +49,8 @@ class Checker:
                 self._extract_vector(parameters)
             case TransferVectorJob(parameters=parameters):
                 self._transfer_vector(parameters)
+            case TrainProbeJob(parameters=parameters):
+                self._train_probe(parameters)
             case SweepSitesJob(parameters=parameters):
                 self._sweep_sites(parameters)
             case GenerateDatasetJob(parameters=parameters):
@@ -91,6 +94,11 @@ class Checker:
         elif parameters.rescale is not None:
             self._model_of(mapper, "target")
             self._datasets_of(vector, "parameters.rescale")
+
+    def _train_probe(self, parameters: TrainProbe) -> None:
+        self._served_sites(parameters.sites, "parameters.sites")
+        for role in DATASET_ROLES:
+            self._artifact(getattr(parameters, role), "dataset", f"parameters.{role}")
 
     def _sweep_sites(self, parameters: SweepSites) -> None:
         served = self._models.served.name

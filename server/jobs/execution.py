@@ -15,12 +15,14 @@ from server.jobs.handlers.extract_vector import extract_vector
 from server.jobs.handlers.generate_dataset import generate_dataset
 from server.jobs.handlers.sweep_sites import sweep_sites
 from server.jobs.handlers.train_mapper import train_mapper
+from server.jobs.handlers.train_probe import train_probe
 from server.jobs.handlers.train_switch import train_switch
 from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
 from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
@@ -50,6 +52,8 @@ def _run(context: JobContext, order: WorkOrder) -> None:
             extract_vector(context, parameters)
         case TransferVectorJob(parameters=parameters):
             transfer_vector(context, parameters)
+        case TrainProbeJob(parameters=parameters):
+            train_probe(context, parameters)
         case SweepSitesJob(parameters=parameters):
             sweep_sites(context, parameters)
         case GenerateDatasetJob(parameters=parameters):

@@ -1,4 +1,4 @@
-"""Artifacts: switches, mappers, vectors, datasets, reports, activations; uploads are raw bodies, counted."""
+"""Artifacts: switches, mappers, vectors, probes, datasets, reports, activations; uploads are raw bodies, counted."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 router = APIRouter(dependencies=[needs("infer")], tags=["Artifacts"])
 
-Uploadable = Literal["switch", "mapper", "vector", "dataset"]
+Uploadable = Literal["switch", "mapper", "vector", "probe", "dataset"]
 """A report says what this server measured, activations what it computed: nobody else can say it."""
 
 ArtifactName = Annotated[Name, Path(description="Name or id")]

@@ -13,6 +13,7 @@ from pydantic import Field, TypeAdapter
 from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
+from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.sweeps import SweepSitesJob
 from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
 
@@ -22,6 +23,7 @@ _JobSpec = (
     | TrainMapperJob
     | ExtractVectorJob
     | TransferVectorJob
+    | TrainProbeJob
     | SweepSitesJob
     | GenerateDatasetJob
 )

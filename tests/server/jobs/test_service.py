@@ -116,6 +116,16 @@ def test_what_a_vector_names_must_exist(service, dataset):
         assert caught.value.param == f"parameters.{param}"
 
 
+def test_what_a_probe_names_must_exist(service, dataset):
+    dataset("d")
+    good = {"positive": "d", "negative": "d", "sites": [{"layer": 2}]}
+    service.submit(spec("train_probe", **good), None)
+    for changes, param in (({"sites": [{"layer": 9}]}, "sites"), ({"positive": "x"}, "positive")):
+        with pytest.raises((InvalidRequest, NotFound)) as caught:
+            service.submit(spec("train_probe", **good | changes), None)
+        assert caught.value.param == f"parameters.{param}"
+
+
 def test_a_transfer_needs_parts_that_fit(service, dataset, tensor_artifact):
     data = dataset("d")
     both = tuple(Parent(role=role, id=data.id, name="d") for role in ("positive", "negative"))

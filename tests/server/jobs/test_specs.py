@@ -22,6 +22,7 @@ MINIMAL = {
     "train_mapper": MAPPER,
     "extract_vector": VECTOR,
     "transfer_vector": TRANSFER,
+    "train_probe": VECTOR,
     "sweep_sites": SWEEP,
     "generate_dataset": {"rows": 10},
 }

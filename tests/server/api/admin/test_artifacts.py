@@ -144,7 +144,7 @@ def test_what_is_not_there_is_not_found(client, method, suffix, name, status):
 
 
 def test_an_unknown_kind_is_refused(client):
-    response = client.get("/v1/artifacts?kind=probe")
+    response = client.get("/v1/artifacts?kind=gate")
     assert (response.status_code, response.json()["error"]["param"]) == (400, "kind")
 
 
