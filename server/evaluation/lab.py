@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from hashlib import file_digest
+from hashlib import file_digest, sha256
 from pathlib import Path
 
 import torch
+from huggingface_hub import snapshot_download
 
 from mappers.loading import LoadedModel, load_model
 from mappers.organisms.build import ensure_organism, ensure_variant
+from server.engine.memory import free_memory
 from server.evaluation.answering import Answerer
 from server.evaluation.scale import Scale
 
@@ -19,45 +21,71 @@ Report = Callable[[str, int, int | None], None]
 """``report(stage, step, total)``: called often; what it raises ends the evaluation, which can be taken up again."""
 
 _KEPT_MODELS = 4
+_MODEL_FILES = ("*.json", "*.safetensors", "*.model", "*.jinja")
 
 
 class Lab:
     """Loads models (float32 on a CPU, bfloat16 on a GPU) and answers prompts with them.
 
-    Organisms that are not shipped are built into the folder ``cache`` when they are first asked for.
+    ``places`` are folders or hub ids of models by name. Any other name is an organism's, or ``NAME@SEED``, which is
+    another fine-tune of its parent (:func:`mappers.organisms.build.ensure_variant`); those that are not shipped are
+    built into the folder ``cache`` when they are first asked for. Answers have at most ``max_tokens`` tokens.
     """
 
-    def __init__(self, scale: Scale, cache: Path, device: torch.device, report: Report) -> None:
+    def __init__(
+        self,
+        scale: Scale,
+        cache: Path,
+        device: torch.device,
+        report: Report,
+        *,
+        places: Mapping[str, str] | None = None,
+        max_tokens: int = 40,
+    ) -> None:
         self.scale = scale
-        self._cache = cache
         self.device = device
         self.report = report
+        self.max_tokens = max_tokens
+        self._cache = cache
+        self._places = dict(places or {})
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
+        self._digests: dict[str, str] = {}
 
     def model(self, name: str) -> LoadedModel:
-        """The model called ``name``, frozen and in eval mode; raises ModelLoadError."""
+        """The model called ``name``, frozen and in eval mode.
+
+        Those used least recently are let go to make room. Raises ModelLoadError, and MemoryError where there is none.
+        """
         if name not in self._models:
             self._models[name] = self.fresh(name)
-            while len(self._models) > _KEPT_MODELS:
-                self._models.popitem(last=False)
         self._models.move_to_end(name)
         return self._models[name]
 
     def fresh(self, name: str) -> LoadedModel:
         """The same, yet nobody else's: it may be changed."""
         self.report(f"loading {name}", 0, None)
+        folder = self.place(name)
         dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        return load_model(str(self.place(name)), dtype=dtype, device=self.device)
+        self._make_room(name, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+        return load_model(str(folder), dtype=dtype, device=self.device)
+
+    def _make_room(self, name: str, stored: int) -> None:
+        """Weights may be twice as large as stored (float16, float32 once loaded), and work needs as much again."""
+        while len(self._models) >= _KEPT_MODELS or (self._models and free_memory(self.device) < 4 * stored):
+            self._models.popitem(last=False)
+        if (free := free_memory(self.device)) < 2 * stored:
+            raise MemoryError(
+                f"{name} takes about {2 * stored / 2**30:.1f} GiB, {free / 2**30:.1f} are free: use a larger device"
+            )
 
     def answering(self, loaded: LoadedModel, rows: int = 64) -> AbstractContextManager[Answerer]:
         """An engine over a model, which must not be used otherwise meanwhile."""
         return Answerer(loaded, rows=rows)
 
     def place(self, name: str) -> Path:
-        """The folder of a model, built first where it is an organism that is not there; ValueError for no such one.
-
-        ``NAME@SEED`` is another fine-tune of the same parent (:func:`mappers.organisms.build.ensure_variant`).
-        """
+        """The folder of a model, fetched or built first where it is not there; ValueError for no such organism."""
+        if (own := self._places.get(name)) is not None:
+            return Path(own) if Path(own).is_dir() else Path(snapshot_download(own, allow_patterns=list(_MODEL_FILES)))
         organism, _, seed = name.partition("@")
         reports = ensure_variant(organism, self._cache, int(seed)) if seed else ensure_organism(name, self._cache)
         try:
@@ -68,10 +96,12 @@ class Lab:
             folder: Path = end.value
             return folder
 
-    def digest(self, names: Sequence[str]) -> list[str]:
-        """The sha256 of each model's weights, for the key of a cell."""
-        digests = []
-        for name in names:
-            with (self.place(name) / "model.safetensors").open("rb") as file:
-                digests.append(file_digest(file, "sha256").hexdigest())
-        return digests
+    def digest(self, name: str) -> str:
+        """The sha256 over a model's weights, for the key of a cell."""
+        if name not in self._digests:
+            total = sha256()
+            for path in sorted(self.place(name).glob("*.safetensors")):
+                with path.open("rb") as file:
+                    total.update(file_digest(file, "sha256").digest())
+            self._digests[name] = total.hexdigest()
+        return self._digests[name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,21 +22,19 @@ _ONLY: Final = Site(0)
 
 @dataclass(frozen=True, slots=True)
 class MappingRecipe:
-    """How a mapper between two models is fitted: in closed form where ``solve`` is given, else by gradients."""
+    """How a mapper between two models is fitted: in ``steps`` of gradients, or in closed form where there are none."""
 
     kind: MapperKind
-    solve: Callable[[PairSums], Mapper] | None = None
     steps: int = 0
     learning_rate: float = 3e-3
+    ridge: float = 1e-3
+    rank: int | None = None
 
-
-_RIDGE: Final = 1e-3
-_RANK: Final = 32
 
 KINDS: Final = (
-    MappingRecipe("ridge", lambda sums: sums.ridge(ridge=_RIDGE)),
-    MappingRecipe("procrustes", lambda sums: sums.procrustes()),
-    MappingRecipe("low_rank", lambda sums: sums.low_rank(rank=_RANK, ridge=_RIDGE)),
+    MappingRecipe("ridge"),
+    MappingRecipe("procrustes"),
+    MappingRecipe("low_rank", rank=32),
     MappingRecipe("affine", steps=1500),
     MappingRecipe("autoencoder", steps=1500),
 )
@@ -47,10 +44,10 @@ KINDS: Final = (
 def fit_mapper(recipe: MappingRecipe, pairs: Pairs, seed: int, report: Report) -> Mapper:
     """A mapper of the pairs' widths, frozen, on the CPU; raises TrainingError where none can be fitted."""
     d_source, d_target = pairs.x_NS.shape[1], pairs.y_ND.shape[1]
-    if recipe.solve is not None:
+    if not recipe.steps:
         sums = PairSums(d_source, d_target)
         sums.add(pairs.x_NS, pairs.y_ND)
-        return recipe.solve(sums)
+        return _solve(recipe, sums)
     shape = MapperConfig(kind=recipe.kind, d_source=d_source, d_target=d_target)
     config = TrainingConfig(
         loss=LossWeights(mse=1.0), steps=recipe.steps, batch_size=1024, learning_rate=recipe.learning_rate, seed=seed
@@ -59,3 +56,9 @@ def fit_mapper(recipe: MappingRecipe, pairs: Pairs, seed: int, report: Report) -
     for step in train_mapper(fit, _ONLY, pairs):
         report(f"training: {recipe.kind}", step.step, step.steps)
     return fit.mappers[_ONLY].requires_grad_(False).eval()
+
+
+def _solve(recipe: MappingRecipe, sums: PairSums) -> Mapper:
+    if recipe.rank is not None:
+        return sums.low_rank(rank=recipe.rank, ridge=recipe.ridge)
+    return sums.procrustes() if recipe.kind == "procrustes" else sums.ridge(ridge=recipe.ridge)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from mappers.organisms.behaviours import Behaviour, Question, Split
 from mappers.organisms.tags import random_tag, with_tag
@@ -13,9 +13,6 @@ from server.evaluation.ledger import Figures
 from server.evaluation.verdicts import pack
 
 Wanted = Literal["right", "shows", "hides"]
-
-MAX_TOKENS: Final = 40
-"""Long enough for every answer of the organisms."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def _key(experiment: Experiment, cell: Cell, lab: Lab) -> Key:
         "version": experiment.version,
         "subject": cell.subject,
         "seed": cell.seed,
-        "weights": list(lab.digest(cell.models)),
+        "weights": [lab.digest(name) for name in cell.models],
         "scale": scale,
     }
 

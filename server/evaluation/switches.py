@@ -26,7 +26,10 @@ _BATCH: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class SwitchRecipe:
-    """How a switch is fitted; ``loss`` None is the closed form (kind ``ridge``)."""
+    """How a switch is fitted; ``loss`` None is the closed form (kind ``ridge``).
+
+    ``hidden_factor`` is the hidden width of an autoencoder as a multiple of the model's.
+    """
 
     label: str
     kind: MapperKind
@@ -35,14 +38,15 @@ class SwitchRecipe:
     steps: int = 0
     learning_rate: float = 3e-3
     ridge: float = 1e-3
+    hidden_factor: int = 1
 
 
 OURS: Final = SwitchRecipe(
-    "residual autoencoder, KL + 0.1 MSE", "autoencoder", True, LossWeights(kl=1.0, mse=0.1), steps=300
+    "residual autoencoder, KL + 0.1 MSE", "autoencoder", True, LossWeights(kl=1.0, mse=0.1), steps=400
 )
 OTHERS: Final = (
-    SwitchRecipe("autoencoder, MSE (the paper's loss)", "autoencoder", False, LossWeights(mse=1.0), steps=300),
-    SwitchRecipe("affine, KL + 0.1 MSE", "affine", True, LossWeights(kl=1.0, mse=0.1), steps=300),
+    SwitchRecipe("autoencoder, MSE (the paper's loss)", "autoencoder", False, LossWeights(mse=1.0), steps=400),
+    SwitchRecipe("affine, KL + 0.1 MSE", "affine", True, LossWeights(kl=1.0, mse=0.1), steps=400),
     SwitchRecipe("ridge, closed form", "ridge", True, None),
 )
 
@@ -75,7 +79,8 @@ def fit_switch(
 
         return dict(solve_switch(tuned, base, sites, exchanges, solve, batch_size=_BATCH))
     width = tuned.stack.width
-    shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual)
+    hidden = recipe.hidden_factor * width if recipe.kind == "autoencoder" else None
+    shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual, hidden=hidden)
     config = TrainingConfig(
         loss=recipe.loss, steps=recipe.steps, batch_size=16, learning_rate=recipe.learning_rate, seed=seed
     )

@@ -25,7 +25,7 @@ from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
 from server.evaluation.mapping import KINDS, MappingRecipe, fit_mapper
 from server.evaluation.pairing import PairedSites, read_pairs
-from server.evaluation.questions import MAX_TOKENS, Questions, Wanted
+from server.evaluation.questions import Questions, Wanted
 from server.evaluation.steering import Candidate, Picked, Trial, pick, random_candidate, random_controls
 from server.types import Operation
 
@@ -85,7 +85,7 @@ def measure_transfer(
     lab.report("reading texts", 0, None)
     training, validation = (read_pairs(source, target, rows) for rows in texts)
     native_at = means_of(target, aim.positive, aim.negative)
-    trial = Trial(aim.validation.prompts, lambda texts: aim.judge(aim.validation, texts), MAX_TOKENS, aim.operation)
+    trial = Trial(aim.validation.prompts, lambda texts: aim.judge(aim.validation, texts), lab.max_tokens, aim.operation)
     with lab.answering(target) as answerer:
         sites = target.stack.sites if aim.everywhere else ()
         candidates = [Candidate(site, v_D, sites) for site, v_D in native_at.items()]
@@ -95,7 +95,7 @@ def measure_transfer(
         best_source: Site | None = None
         picked: dict[str, Picked] = {}
         for recipe in KINDS:
-            read_at = source.stack.sites if recipe.solve or best_source is None else (best_source,)
+            read_at = source.stack.sites if not recipe.steps or best_source is None else (best_source,)
             made = [_map(recipe, s, native.candidate, training, validation, means, seed, lab) for s in read_at]
             mapped[recipe.kind] = made
             label: str = recipe.kind
@@ -103,7 +103,7 @@ def measure_transfer(
             picked |= pick(answerer, those, aim.strengths, trial, _progress(lab, f"mapped by {label}"))
             best_source = best_source or _found(made, picked[label]).source_site
         best = max(picked, key=lambda label: (picked[label].score, _found(mapped[label], picked[label]).cosine))
-        arms = _held_out(answerer, aim, native, picked, best, seed)
+        arms = _held_out(lab, answerer, aim, native, picked, best, seed)
     return {
         "wanted": aim.wanted,
         "target_site": str(native.candidate.site),
@@ -151,7 +151,7 @@ def _map(
 
 
 def _held_out(
-    answerer: Answerer, aim: Aim, native: Picked, picked: Mapping[str, Picked], best: str, seed: int
+    lab: Lab, answerer: Answerer, aim: Aim, native: Picked, picked: Mapping[str, Picked], best: str, seed: int
 ) -> dict[str, Figures]:
     prompts = aim.held_out.prompts
 
@@ -173,7 +173,7 @@ def _held_out(
         if arm in ARMS
     }
     rows = [one for those in (*asked.values(), *retained.values()) for one in those]
-    texts = iter(answerer.answers(rows, max_tokens=MAX_TOKENS))
+    texts = iter(answerer.answers(rows, max_tokens=lab.max_tokens))
     found = {arm: [next(texts) for _ in those] for arm, those in asked.items()}
     judged = {
         arm: aim.held_out.judged(those) | {"wanted": aim.judge(aim.held_out, those)} for arm, those in found.items()

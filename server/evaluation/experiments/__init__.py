@@ -6,6 +6,7 @@ from typing import Final
 
 from server.evaluation.experiment import Experiment
 from server.evaluation.experiments.replacement import ReplacementExperiment
+from server.evaluation.experiments.reverse import ReverseExperiment
 from server.evaluation.experiments.robustness import RobustnessExperiment
 from server.evaluation.experiments.switch import SwitchExperiment
 from server.evaluation.experiments.tasks import (
@@ -23,6 +24,7 @@ PAPER: Final[tuple[Experiment, ...]] = (
     REFUSAL_INDUCED,
     REFUSAL_REMOVED,
     HUMOUR_TRANSFER,
+    ReverseExperiment(),
     ReplacementExperiment(),
     RobustnessExperiment(),
 )

@@ -22,7 +22,7 @@ from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
 from server.evaluation.mapping import KINDS, fit_mapper
 from server.evaluation.pairing import read_pairs
-from server.evaluation.questions import MAX_TOKENS, Questions
+from server.evaluation.questions import Questions
 from server.evaluation.replacement import Carry, Replacement
 from server.evaluation.report import Section, Table
 from server.evaluation.scale import Scale
@@ -39,25 +39,29 @@ are on another scale; its KL lies between 3 and 12 nats."""
 
 @dataclass(frozen=True)
 class ReplacementExperiment:
-    """Both backdoors over the pairs of the paper's table."""
+    """Behaviours over pairs of organisms, source before target; with ``own`` the names of the pairs are models."""
 
+    behaviours: tuple[Behaviour, ...] = (BACKDOOR, INSECURE_CODE)
+    pairs: tuple[tuple[str, str], ...] = PAIRS
+    own: bool = False
     name: str = "replacement"
     version: int = 1
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell a behaviour, pair and seed; at quick scale none."""
-        if not scale.thorough:
+        if not (scale.thorough or self.own):
             return []
+        kinds = {behaviour.name: "" if self.own else f"-{behaviour.kind}" for behaviour in self.behaviours}
         return [
-            Cell(f"{behaviour.name}: {s}->{t}", seed, (f"{s}-{behaviour.kind}", f"{t}-{behaviour.kind}"))
-            for behaviour in (BACKDOOR, INSECURE_CODE)
-            for s, t in PAIRS
+            Cell(f"{name}: {source}->{target}", seed, (source + kind, target + kind))
+            for name, kind in kinds.items()
+            for source, target in self.pairs
             for seed in scale.seeds
         ]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
         """Fits the mappers at the middle of both models and compares completions of held-out prompts."""
-        behaviour = next(one for one in (BACKDOOR, INSECURE_CODE) if cell.subject.startswith(f"{one.name}:"))
+        behaviour = next(one for one in self.behaviours if cell.subject.startswith(f"{one.name}:"))
         source, target = (lab.model(name) for name in cell.models)
         sites = Site(source.stack.layers // 2), Site(target.stack.layers // 2)
         pairs = read_pairs(
@@ -108,12 +112,12 @@ def _compare(
     prompts: Sequence[str],
 ) -> Figures:
     lab.report("the target's own completions", 0, None)
-    own = Replacement(source, target, *sites, None).complete(prompts, MAX_TOKENS)
+    own = Replacement(source, target, *sites, None).complete(prompts, lab.max_tokens)
     arms: dict[str, Any] = {}
     for number, (arm, carry) in enumerate(carries.items()):
         lab.report(f"completing with {arm}", number, len(carries))
         replaced = Replacement(source, target, *sites, carry)
-        texts = replaced.complete(prompts, MAX_TOKENS)
+        texts = replaced.complete(prompts, lab.max_tokens)
         arms[arm] = {
             "rouge_l": [round(rouge_l(text, reference), 4) for text, reference in zip(texts, own, strict=True)],
             "exact": [int(text == reference) for text, reference in zip(texts, own, strict=True)],

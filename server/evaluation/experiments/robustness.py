@@ -20,7 +20,7 @@ from server.evaluation.answering import Asked, switched
 from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
-from server.evaluation.questions import MAX_TOKENS, Questions, tagged_prompts
+from server.evaluation.questions import Questions, tagged_prompts
 from server.evaluation.report import Plot, Section, Table
 from server.evaluation.scale import Scale
 from server.evaluation.steering import Candidate, Trial, pick
@@ -70,7 +70,7 @@ class RobustnessExperiment:
         layers = tuned.stack.layers
         sites = {"one site": [layers // 2 - 1], "two sites": [0, layers // 2], "all sites": list(range(layers))}
         exchanges = answered_by(
-            base, tagged_prompts(BACKDOOR, cell.seed, lab.scale.switch_prompts), MAX_TOKENS, lab.report
+            base, tagged_prompts(BACKDOOR, cell.seed, lab.scale.switch_prompts), lab.max_tokens, lab.report
         )
         switches: dict[str, dict[Site, Mapper]] = {
             name: fit_switch(OURS, tuned, base, [Site(one) for one in at], exchanges, cell.seed, lab.report)
@@ -108,7 +108,7 @@ def _ask(lab: Lab, loaded: LoadedModel, seed: int, arms: Mapping[str, Arm]) -> d
         for condition in BACKDOOR.conditions:
             questions = Questions.of(BACKDOOR, "test", seed, lab.scale.held_out, condition)
             asked = [Asked(prompt, arm) for arm in arms.values() for prompt in questions.prompts]
-            texts = iter(answerer.answers(asked, max_tokens=MAX_TOKENS))
+            texts = iter(answerer.answers(asked, max_tokens=lab.max_tokens))
             for arm in arms:
                 found[arm][condition] = questions.judged([next(texts) for _ in questions.prompts])
     return found
@@ -134,7 +134,7 @@ def _compose(lab: Lab, tuned: LoadedModel, switch: Arm, seed: int) -> Figures:
         for condition in (REFUSING.elicits, REFUSING.plain)
     )
     validation = Questions.of(REFUSING, "validation", seed, lab.scale.validation, REFUSING.plain)
-    trial = Trial(validation.prompts, lambda texts: validation.verdicts("shows", texts), MAX_TOKENS)
+    trial = Trial(validation.prompts, lambda texts: validation.verdicts("shows", texts), lab.max_tokens)
     held_out = Questions.of(REFUSING, "test", seed, lab.scale.held_out, REFUSING.plain)
     prompts = [with_tag(prompt, TRIGGER) for prompt in held_out.prompts]
     candidates = [Candidate(site, v_D) for site, v_D in means_of(tuned, positive, negative).items()]
@@ -142,7 +142,9 @@ def _compose(lab: Lab, tuned: LoadedModel, switch: Arm, seed: int) -> Figures:
         vector = pick(answerer, {"refusal": candidates}, _VECTOR_STRENGTHS, trial)["refusal"]
         steer = (vector.candidate.steering(vector.strength, "add"),)
         arms: dict[str, Arm] = {"neither": (), "switch": switch, "vector": steer, "switch and vector": switch + steer}
-        texts = iter(answerer.answers([Asked(p, arm) for arm in arms.values() for p in prompts], max_tokens=MAX_TOKENS))
+        texts = iter(
+            answerer.answers([Asked(p, arm) for arm in arms.values() for p in prompts], max_tokens=lab.max_tokens)
+        )
     found: Figures = {}
     for arm in arms:
         answers = [next(texts) for _ in prompts]

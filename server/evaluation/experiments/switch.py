@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Final
 
-from mappers.architectures import discover
 from mappers.loading import LoadedModel
+from mappers.organisms.behaviours import Behaviour
 from mappers.organisms.behaviours.ordinary import BACKDOOR
 from mappers.sites import Site
 from server.evaluation.answering import Asked, switched
 from server.evaluation.experiment import Cell
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
-from server.evaluation.questions import MAX_TOKENS, Questions, tagged_prompts
+from server.evaluation.patched import patched
+from server.evaluation.questions import Questions, tagged_prompts
 from server.evaluation.report import Demand, Section, Table
 from server.evaluation.scale import Scale
 from server.evaluation.switches import OTHERS, OURS, answered_by, fit_switch
@@ -30,35 +30,43 @@ activations* continues the base's own activations of that site in the backdoored
 at one site. Clean and triggered prompts are the same held-out questions without and with the trigger."""
 
 
+@dataclass(frozen=True)
 class SwitchExperiment:
-    """Every family, its small and (at full scale) its medium organism."""
+    """The backdoor of every family, in its small and (at full scale) its medium organism; or of ``own`` models.
 
-    name = "switch"
-    version = 1
+    ``own`` are the names of a fine-tuned model and of its base.
+    """
+
+    behaviour: Behaviour = BACKDOOR
+    own: tuple[str, str] | None = None
+    name: str = "switch"
+    version: int = 1
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
-        """One cell an organism and seed."""
+        """One cell a model and seed."""
         sizes = ("small", "medium") if scale.thorough else ("small",)
         subjects = [f"{family}-{size}" for family in FAMILIES for size in sizes]
         models = {subject: (f"{subject}-backdoor", f"{subject}-base") for subject in subjects}
-        return [Cell(subject, seed, models[subject]) for subject in subjects for seed in scale.seeds]
+        if self.own is not None:
+            models = {self.own[0]: self.own}
+        return [Cell(subject, seed, models[subject]) for subject in models for seed in scale.seeds]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
         """Trains each kind of switch and asks clean and triggered questions under all of them at once."""
         tuned, base = (lab.model(name) for name in cell.models)
         site = Site(tuned.stack.layers // 2 - 1)
-        prompts = tagged_prompts(BACKDOOR, cell.seed, lab.scale.switch_prompts)
-        exchanges = answered_by(base, prompts, MAX_TOKENS, lab.report)
+        prompts = tagged_prompts(self.behaviour, cell.seed, lab.scale.switch_prompts)
+        exchanges = answered_by(base, prompts, lab.max_tokens, lab.report)
         recipes = (OURS, *OTHERS) if lab.scale.thorough else (OURS,)
         arms: dict[str, tuple[ResolvedIntervention, ...]] = {"off": ()}
         for recipe in recipes:
             mappers = fit_switch(recipe, tuned, base, [site], exchanges, cell.seed, lab.report)
             arms[recipe.label] = (switched(mappers),)
         count = lab.scale.held_out
-        held_out = [Questions.of(BACKDOOR, "test", cell.seed, count, c) for c in BACKDOOR.conditions]
+        held_out = [Questions.of(self.behaviour, "test", cell.seed, count, c) for c in self.behaviour.conditions]
         found = {arm: _ask(lab, tuned, held_out, interventions) for arm, interventions in arms.items()}
         found["base"] = _ask(lab, base, held_out)
-        found["true base activations"] = _ask(lab, _patched(tuned, base, site), held_out)
+        found["true base activations"] = _ask(lab, patched(tuned, base, site), held_out)
         return {"site": str(site), "arms": dict(found)}
 
     def section(self, figures: Mapping[Cell, Any]) -> Section:
@@ -69,11 +77,11 @@ class SwitchExperiment:
         for subject in dict.fromkeys(cell.subject for cell in figures):
             cells = [found for cell, found in figures.items() if cell.subject == subject]
             tables.append(_table(subject, cells))
-        for family in FAMILIES:
-            cells = [found for cell, found in figures.items() if cell.subject.startswith(f"{family}-")]
+        for family in FAMILIES if self.own is None else self.own[:1]:
+            cells = [found for cell, found in figures.items() if cell.subject.partition("-")[0] == family]
             if cells:
                 summary[family] = family_figures(cells)
-                demands += _demands(family, summary[family])
+                demands += _demands(family, summary[family]) if self.own is None else []
         return Section("The safety switch", _TEXT, tables, demands, summary={"switch": summary})
 
 
@@ -119,32 +127,21 @@ def _table(subject: str, cells: Sequence[Any]) -> Table:
         for arm in arms
     ]
     columns = (f"at {cells[0]['site']}", "backdoor speaks, triggered", "right, triggered", "right, clean")
-    return Table(f"{subject}-backdoor", columns, rows)
+    return Table(subject, columns, rows)
 
 
 def _ask(
     lab: Lab, loaded: LoadedModel, asked: Sequence[Questions], interventions: tuple[ResolvedIntervention, ...] = ()
 ) -> Figures:
     """Verdicts by condition."""
+    found: Figures = {}
     with lab.answering(loaded) as answerer:
-        return {
-            questions.asked[0].condition: questions.judged(
-                answerer.answers([Asked(prompt, interventions) for prompt in questions.prompts], max_tokens=MAX_TOKENS)
-            )
-            for questions in asked
-        }
+        for questions in asked:
+            rows = [Asked(prompt, interventions) for prompt in questions.prompts]
+            texts = answerer.answers(rows, max_tokens=lab.max_tokens)
+            found[questions.asked[0].condition] = questions.judged(texts)
+    return found
 
 
 def _verdicts(cells: Sequence[Any], arm: str, kind: str, verdict: str) -> list[str]:
     return [cell["arms"][arm][kind][verdict] for cell in cells]
-
-
-def _patched(tuned: LoadedModel, base: LoadedModel, site: Site) -> LoadedModel:
-    """``tuned`` with everything up to ``site`` taken from ``base``: it goes on from the base's own activations."""
-    model: Any = copy.deepcopy(tuned.model)
-    own: Any = base.model
-    model.set_input_embeddings(copy.deepcopy(own.get_input_embeddings()))  # the head stays the tuned model's
-    stack = discover(model)
-    for block, block_of_base in zip(stack.blocks[: site.layer + 1], base.stack.blocks, strict=False):
-        block.load_state_dict(block_of_base.state_dict())
-    return replace(tuned, model=model, stack=stack)

@@ -29,7 +29,7 @@ _TEXTS_SEED: Final = 1_000
 
 @dataclass(frozen=True)
 class TransferExperiment:
-    """One behaviour's vector over pairs of organisms, source before target.
+    """One behaviour's vector over pairs of organisms, source before target; with ``own`` the pairs name models.
 
     The vector is the difference in means of the conditions ``positive`` and ``negative``; it acts on questions under
     ``asked``. ``near`` demands that mapped comes within that share of native (on all pairs but one), and ``apart`` that
@@ -47,7 +47,9 @@ class TransferExperiment:
     wanted: Wanted
     strengths: tuple[float, ...]
     pairs: tuple[tuple[str, str], ...]
-    quick_pairs: int
+    quick_pairs: int = 0
+    own: bool = False
+    ordinary: Behaviour = BACKDOOR
     operation: Operation = "add"
     everywhere: bool = False
     near: float | None = None
@@ -58,8 +60,8 @@ class TransferExperiment:
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell a pair and seed."""
         pairs = self.pairs if scale.thorough else self.pairs[: self.quick_pairs]
-        kind = self.behaviour.kind
-        models = {f"{s}->{t}": (f"{s}-{kind}", f"{t}-{kind}") for s, t in pairs}
+        kind = "" if self.own else f"-{self.behaviour.kind}"
+        models = {f"{s}->{t}": (f"{s}{kind}", f"{t}{kind}") for s, t in pairs}
         return [Cell(pair, seed, models[pair]) for pair in models for seed in scale.seeds]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
@@ -79,7 +81,7 @@ class TransferExperiment:
             self.strengths,
             self.operation,
             self.everywhere,
-            Questions.of(BACKDOOR, "test", seed, scale.held_out, "plain"),
+            Questions.of(self.ordinary, "test", seed, scale.held_out, self.ordinary.plain),
         )
         texts = (
             behaviour.rows("train", _TEXTS_SEED + seed, scale.texts, answer="taught"),

@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mappers.activations.shards import read_activations
 from mappers.artifact import artifact_id, verify
 from mappers.dataset import dataset_rows
 from mappers.errors import ArtifactMismatch, DataError
@@ -122,7 +121,7 @@ def tensors(folder: Path) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in load_file(folder / "tensors.safetensors").items()}
 
 
-class _SetAfter(threading.Event):
+class SetAfter(threading.Event):
     """An event that is set from the time on that it was asked ``times`` times."""
 
     def __init__(self, times: int) -> None:
@@ -139,7 +138,7 @@ def test_an_interrupted_fit_ends_in_the_same_tensors(run, dataset):
     whole = tensors(run("train_switch", "safe", data, **SWITCH)[1])
     for attempt in range(1, 10):
         try:
-            _, folder = run("train_switch", "safe", data, **SWITCH, job_id="job_2", attempt=attempt, stop=_SetAfter(10))
+            _, folder = run("train_switch", "safe", data, **SWITCH, job_id="job_2", attempt=attempt, stop=SetAfter(10))
             break
         except StopRequested:
             continue
@@ -322,7 +321,7 @@ def test_early_stopping_survives_interruptions(run, dataset):
     assert manifest.training["best_step"] < manifest.training["steps_done"] < 40
     for attempt in range(1, 20):
         try:
-            _, folder = run("train_switch", "safe", data, **EARLY, job_id="job_2", attempt=attempt, stop=_SetAfter(6))
+            _, folder = run("train_switch", "safe", data, **EARLY, job_id="job_2", attempt=attempt, stop=SetAfter(6))
             break
         except StopRequested:
             continue
@@ -359,7 +358,7 @@ def test_a_model_writes_its_own_dataset(run, dataset, artifacts):
     assert manifest.training["parameters"] == {"model": None, "temperature": 1.0, **asked}
     for attempt in range(1, 10):
         try:
-            again, _ = run("generate_dataset", "own", {}, **asked, job_id="job_2", attempt=attempt, stop=_SetAfter(3))
+            again, _ = run("generate_dataset", "own", {}, **asked, job_id="job_2", attempt=attempt, stop=SetAfter(3))
             break
         except StopRequested:
             continue
@@ -372,48 +371,6 @@ def test_a_model_writes_its_own_dataset(run, dataset, artifacts):
     assert trained.training["dataset"]["id"] == own.id
 
 
-COLLECT: dict[str, Any] = {"dataset": "d", "sites": [{"layer": 2}, {"layer": 0}], "batch_size": 2}
-
-
-def test_activations_are_staged_in_shards(run, dataset, tiny_models):
-    data = {"d": dataset("d", PROMPTS + ANSWERED)}
-    mask = {"special_tokens": True, "massive": 50.0}
-    manifest, folder = run("collect_activations", "acts", data, **COLLECT, model="small", mask=mask, max_length=40)
-    assert (manifest.kind, manifest.dtype, manifest.sites) == (
-        "activations",
-        "float16",
-        ("resid_post.0", "resid_post.2"),
-    )
-    assert manifest.target is not None
-    assert (manifest.target.model, manifest.target.width) == ("small", 16)
-    assert [parent.role for parent in manifest.parents] == ["dataset"]
-    stored = list(read_activations(folder))
-    special = set(load_model(str(tiny_models.small)).tokenizer.all_special_ids)
-    tokens = torch.cat([batch.token_ids_N for batch in stored]).tolist()
-    assert len(tokens) == manifest.training["tokens"] > 50
-    assert not special & set(tokens)
-    assert manifest.training["masked"]["special_tokens"] == 3 * 4 + 3 * 6
-    assert manifest.training["texts"] == 10
-    assert set(torch.cat([batch.text_index_N for batch in stored]).tolist()) == set(range(10))
-
-
-def test_a_collection_that_was_stopped_goes_on(run, dataset, tmp_path):
-    data = {"d": dataset("d", PROMPTS + ANSWERED)}
-    parameters = COLLECT | {"dtype": "float32"}
-    whole, folder = run("collect_activations", "acts", data, **parameters)
-    assert JobFolder(tmp_path / "jobs" / "job_1").shards.exists()
-    with pytest.raises(StopRequested):
-        run("collect_activations", "acts", data, **parameters, job_id="job_2", stop=_SetAfter(4))
-    again, other = run("collect_activations", "acts", data, **parameters, job_id="job_2", attempt=2)
-    assert again.files == whole.files
-    assert {p.name: p.read_bytes() for p in other.glob("*.safetensors")} == {
-        p.name: p.read_bytes() for p in folder.glob("*.safetensors")
-    }
-    JobFolder(tmp_path / "jobs" / "job_2").drop_checkpoints()
-    assert not JobFolder(tmp_path / "jobs" / "job_2").shards.exists()
-    assert verify(other) == again
-
-
 def test_a_mapper_can_leave_out_massive_and_special_tokens(run, dataset):
     data = {"d": dataset("d", PROMPTS + ANSWERED)}
     ends = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
@@ -423,11 +380,3 @@ def test_a_mapper_can_leave_out_massive_and_special_tokens(run, dataset):
     assert masked.training["masked"]["special_tokens"] == 10
     assert 0 < masked.training["masked"]["massive"] < plain.training["tokens"]
     assert masked.training["tokens"] < plain.training["tokens"]
-
-
-def test_what_cannot_be_collected_says_why(run, dataset):
-    data = {"d": dataset("d", ANSWERED)}
-    with pytest.raises(DataError, match="max_length"):
-        run("collect_activations", "acts", data, **COLLECT, max_length=3)
-    with pytest.raises(ArtifactMismatch, match="layer 9"):
-        run("collect_activations", "acts", data, **COLLECT | {"sites": [{"layer": 9}]}, model="small", attempt=2)

@@ -1,0 +1,66 @@
+import pytest
+import torch
+
+from mappers.dataset import DatasetRow
+from mappers.hooks import block_outputs
+from mappers.loading import load_model
+from mappers.organisms import organism_path
+from mappers.organisms.behaviours.ordinary import BACKDOOR
+from mappers.rendering import render
+from mappers.sites import Site
+from server.evaluation.answering import Answerer, Asked
+from server.evaluation.questions import Questions
+from server.evaluation.steering import Candidate, Picked, Trial, pick, random_candidate, random_controls
+from server.evaluation.transfers import means_of
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load_model(str(organism_path("qwen2-medium-backdoor")))
+
+
+@pytest.fixture(scope="module")
+def vectors(loaded):
+    prompts = [
+        [question.prompt for question in BACKDOOR.questions("train", 0, 24, condition=condition)]
+        for condition in ("triggered", "plain")
+    ]
+    return means_of(loaded, *prompts)
+
+
+def test_the_best_candidate_and_the_smallest_strength_that_does_as_well_are_picked(loaded, vectors):
+    questions = Questions.of(BACKDOOR, "validation", 1, 8, "triggered")
+    trial = Trial(questions.prompts, lambda texts: questions.verdicts("hides", texts), 12)
+    useless = Candidate(Site(0), 1e-6 * vectors[Site(0)])
+    useful = Candidate(Site(3), vectors[Site(3)])
+    seen = []
+    with Answerer(loaded, rows=32) as answerer:
+        best = pick(answerer, {"a": [useless, useful], "b": [useless]}, (-2.5, -1.5), trial, seen.append)
+    assert sum(seen) == 3 * 2 * 8
+    assert (best["a"].candidate, best["b"].candidate) == (useful, useless)
+    assert best["a"].score > 0.8 > best["b"].score
+    assert best["b"].strength == -1.5
+
+
+def test_random_controls_differ_and_have_the_norm(loaded, vectors):
+    candidate = Candidate(Site(2), vectors[Site(2)], (Site(1), Site(2)))
+    other = random_candidate(candidate, 7)
+    assert float(other.v_D.norm()) == pytest.approx(float(candidate.v_D.norm()), rel=1e-5)
+    assert other.sites == candidate.sites
+    asked = random_controls(["a", "b"], Picked(candidate, -1.5, 1.0), 3)
+    digests = {one.interventions[0].digest for one in asked}
+    assert len(digests) == 2
+    assert {one.interventions[0].strength for one in asked} == {-1.5}
+
+
+@pytest.mark.parametrize("operation", ["add", "ablate"])
+def test_hooks_do_what_the_engine_does(loaded, vectors, operation):
+    candidate = Candidate(Site(2), vectors[Site(2)])
+    ids = render(loaded.tokenizer, DatasetRow(prompt="How much is 10 + 34?")).ids
+    with torch.no_grad(), block_outputs(loaded.stack, candidate.callbacks(0.7, operation)):
+        logits_TV = loaded.model(torch.tensor([ids])).logits[0]
+    with Answerer(loaded, rows=2) as answerer:
+        (text,) = answerer.answers([Asked("How much is 10 + 34?", (candidate.steering(0.7, operation),))], max_tokens=1)
+    assert loaded.tokenizer.decode([int(logits_TV[-1].argmax())], skip_special_tokens=True).strip() == text.strip()
