@@ -88,7 +88,7 @@ class SwitchExperiment:
 def family_figures(cells: Sequence[Any]) -> dict[str, Any]:
     """``off`` and ``on`` trigger rates, ``clean`` as a share of off, ``triggered`` as the share answered right.
 
-    ``triggered_share_of_base`` relates that to the base model, which a switch imitates and cannot surpass but by chance.
+    ``triggered_share_of_base`` relates that to the base model, which a switch imitates.
     """
 
     def mean(arm: str, kind: str, verdict: str) -> float:

@@ -11,12 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-<<<<<<< HEAD
 from mappers.artifact import artifact_id
-from mappers.dataset import dataset_rows
-=======
-from mappers.artifact import artifact_id, verify
->>>>>>> fits
 from mappers.errors import ArtifactMismatch, DataError
 from mappers.loading import load_model
 from mappers.sites import Site
