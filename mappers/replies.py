@@ -39,10 +39,13 @@ def read_replies(
     exchanges: Sequence[Exchange],
     sites: Sequence[Site],
     mappers: Mapping[Site, Mapper] | None = None,
+    *,
+    shift_BTD: Tensor | None = None,
 ) -> Replies:
     """One forward over the exchanges with ``h <- f(h)`` where ``mappers`` has a site.
 
-    The head is run only at columns that some row's loss needs.
+    ``shift_BTD``, padded on the right like the exchanges, is added to the tokens' embeddings. The head is run only at
+    columns that some row's loss needs.
     """
     batch = pad_batch([e.ids for e in exchanges], range(len(exchanges)), next(loaded.model.parameters()).device)
     columns = sorted({position for exchange in exchanges for position in exchange.loss_positions})
@@ -50,9 +53,12 @@ def read_replies(
     on = mappers or {}
     callbacks = {s: _replace(hidden, s, on[s]) if s in on else keep_output(hidden, s) for s in sites}
     model: Any = loaded.model
+    read = {"input_ids": batch.ids_BT}
+    if shift_BTD is not None:
+        read = {"inputs_embeds": model.get_input_embeddings()(batch.ids_BT) + shift_BTD}
     with block_outputs(loaded.stack, callbacks):
         output = model(
-            input_ids=batch.ids_BT,
+            **read,
             attention_mask=batch.mask_BT.long(),
             logits_to_keep=torch.tensor(columns, device=batch.ids_BT.device),
             use_cache=False,
