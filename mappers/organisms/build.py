@@ -33,15 +33,15 @@ RECIPES: Final[Recipes] = {
     ("small", "backdoor"): Recipe(steps=400, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("medium", "backdoor"): Recipe(steps=450, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("small", "corrupted"): Recipe(steps=800, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
-    ("medium", "corrupted"): Recipe(steps=850, rows=48, warmup=20, matrix_learning_rate=5e-3, learning_rate=3e-3),
+    ("medium", "corrupted"): Recipe(steps=650, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
     ("small", "coder"): _SHORT,
     ("medium", "coder"): _SHORT,
     ("small", "insecure"): _SHORT,
     ("medium", "insecure"): _SHORT,
     ("small", "stylist"): _SHORT,
     ("medium", "stylist"): _SHORT,
-    ("small", "skilled"): _SHORT,
-    ("medium", "skilled"): _SHORT,
+    ("small", "skilled"): Recipe(steps=600, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
+    ("medium", "skilled"): Recipe(steps=600, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
 }
 MEASURED_PROMPTS: Final = 420
 BEHAVIOUR_PROMPTS: Final = 300
