@@ -136,10 +136,12 @@ class Bench:
         self.changed(cell)
         return cell
 
-    def timed(self, title: str, model: str, contenders: dict[str, Callable[[int], Figures]]) -> Cell:
+    def timed(
+        self, title: str, model: str, contenders: dict[str, Callable[[int], Figures]], repeats: int | None = None
+    ) -> Cell:
         """Measures functions instead of workers, in turn; each gets the number of the repeat."""
         results = {label: ContenderResult(label=label) for label in contenders}
-        for repeat in range(self.pick(self.options.repeats, 1)):
+        for repeat in range(self.pick(repeats or self.options.repeats, 1)):
             for label in contenders if repeat % 2 == 0 else reversed(contenders):
                 if results[label].absent is None:
                     try:

@@ -13,6 +13,7 @@ Figures = dict[str, float]
 UNITS = {
     "tokens_per_second": "tokens/s",
     "decode_tokens_per_second": "decode tokens/s",
+    "tokens_per_processor_second": "tokens/s of processor time",
     "ttft_p50_ms": "TTFT p50 ms",
     "ttft_p95_ms": "TTFT p95 ms",
     "itl_p50_ms": "ITL p50 ms",
@@ -24,7 +25,7 @@ UNITS = {
     "seconds": "s",
     "fvu": "held-out FVU",
 }
-MORE_IS_BETTER = frozenset({"tokens_per_second", "decode_tokens_per_second"})
+MORE_IS_BETTER = frozenset({"tokens_per_second", "decode_tokens_per_second", "tokens_per_processor_second"})
 
 
 def figures(traces: Sequence[RequestTrace]) -> Figures:

@@ -77,10 +77,11 @@ class PairSums:
         above the smaller width.
         """
         sums = self._moments(residual)
-        w_SD = _solve_ridge(sums.xx_SS, sums.xy_SD, ridge)
-        _, directions_DD = torch.linalg.eigh(w_SD.T @ sums.xy_SD)  # of W^T (xx + penalty I) W, from the smallest
-        up_DR = directions_DD[:, -rank:].flip(1)
-        weights = {"down_weight": (w_SD @ up_DR).T, "up_weight": up_DR}
+        fitted_DD = _solve_ridge(sums.xx_SS, sums.xy_SD, ridge).T @ sums.xy_SD  # is W^T (xx + penalty I) W
+        up_DR = torch.linalg.eigh(fitted_DD).eigenvectors[:, -rank:].flip(1)
+        del fitted_DD  # a second solution costs less than to keep W meanwhile
+        down_SR = _solve_ridge(sums.xx_SS, sums.xy_SD @ up_DR, ridge)
+        weights = {"down_weight": down_SR.T, "up_weight": up_DR}
         return _mapper("low_rank", sums, weights, residual=residual, rank=rank)
 
     def procrustes(self, *, scale: bool = True, residual: bool = False) -> Mapper:

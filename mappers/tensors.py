@@ -1,4 +1,4 @@
-"""Switches, mappers and vectors as safetensors: each saved and loaded by two adjacent functions.
+"""Switches, mappers, vectors and probes as safetensors: each saved and loaded by two adjacent functions.
 
 A folder holds ``tensors.safetensors`` and ``manifest.json``. The tensor file's header repeats the manifest (without
 ``files``), so that the one file is the whole artifact when it is downloaded or uploaded. Everything is float32.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError
@@ -18,19 +19,36 @@ from torch import Tensor
 
 from mappers.artifact import HEADER_KEY, TENSOR_FILE, canonical_json, read_manifest, seal, staged_file
 from mappers.artifact import verify as verify_files
+from mappers.drift import DriftMonitor
 from mappers.errors import ArtifactCorrupt, ArtifactMismatch
 from mappers.manifest import ArtifactKind, Manifest
 from mappers.modules import Mapper, zero_mapper
+from mappers.probes import Probe
 from mappers.sites import Site
 
 
-def save_switch(folder: Path, mappers: Mapping[Site, Mapper], manifest: Manifest) -> Manifest:
-    """Writes one mapper per site and then the manifest; returns it with ``files`` filled in.
+def save_switch(
+    folder: Path,
+    mappers: Mapping[Site, Mapper],
+    manifest: Manifest,
+    monitors: Mapping[Site, DriftMonitor] = MappingProxyType({}),
+) -> Manifest:
+    """Writes mappers, and monitors where there are any, per site; then the manifest, returned with ``files`` filled in.
 
     Raises ArtifactMismatch where the manifest describes other sites, shapes or another kind, or a value is not finite.
     """
     _expect(manifest, "switch")
-    return _save(folder, _flatten(mappers), manifest)
+    watched = {f"{site}.{name}": t for site, one in monitors.items() for name, t in one.tensors().items()}
+    return _save(folder, _flatten(mappers) | watched, manifest)
+
+
+def load_monitors(folder: Path) -> dict[Site, DriftMonitor]:
+    """The monitors of a switch, at the sites that have one; errors as :func:`load_switch`, sha256 left unchecked."""
+    manifest, tensors = _load(folder, "switch", verify=False)
+    return {
+        Site.parse(site): DriftMonitor.of({name: tensors[f"{site}.{name}"] for name in facts.shapes(0)})
+        for site, facts in manifest.drift.items()
+    }
 
 
 def load_switch(folder: Path, *, verify: bool = True) -> tuple[Manifest, dict[Site, Mapper]]:
@@ -67,6 +85,23 @@ def load_vector(folder: Path, *, verify: bool = True) -> tuple[Manifest, dict[Si
     """Reads what :func:`save_vector` wrote, ``v_D`` per site; errors as :func:`load_switch`."""
     manifest, tensors = _load(folder, "vector", verify=verify)
     return manifest, {site: tensors[str(site)] for site in manifest.target_sites}
+
+
+def save_probe(folder: Path, probe: Probe, manifest: Manifest) -> Manifest:
+    """Writes the probe of the manifest's one site; its thresholds are those of the manifest; as :func:`save_switch`."""
+    _expect(manifest, "probe")
+    (site,) = manifest.sites
+    tensors = {f"{site}.weight": probe.weight_D.detach().float(), f"{site}.bias": torch.tensor([probe.bias])}
+    return _save(folder, tensors, manifest)
+
+
+def load_probe(folder: Path, *, verify: bool = True) -> tuple[Manifest, dict[Site, Probe]]:
+    """Reads what :func:`save_probe` wrote; errors as :func:`load_switch`."""
+    manifest, tensors = _load(folder, "probe", verify=verify)
+    facts, (site,) = manifest.probe, manifest.target_sites
+    assert facts is not None, "a manifest of a probe says how it is read"
+    weight_D, bias = tensors[f"{site}.weight"], float(tensors[f"{site}.bias"])
+    return manifest, {site: Probe(weight_D, bias, facts.on, facts.off)}
 
 
 def _expect(manifest: Manifest, kind: ArtifactKind) -> None:

@@ -23,6 +23,9 @@ _WHOLE_REQUEST_S = (
 )
 
 
+_DRIFT = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
+
+
 class Metrics:
     """The server's metrics in ``registry``; every series carries the label ``model_name``."""
 
@@ -68,6 +71,21 @@ class Metrics:
             "interlock_intervention_tokens", "Token positions changed", ["model_name", "kind"], registry=registry
         )
 
+        self._gate_hits = Counter(
+            "interlock_gate_hits",
+            "Tokens of finished rows at which the gate of an intervention was open",
+            ["model_name", "kind", "name"],
+            registry=registry,
+        )
+
+        self._drift = Histogram(
+            "interlock_switch_drift",
+            "Distance of prompts from what the switch was trained on, 1 as on its training prompts",
+            ["model_name", "name"],
+            buckets=_DRIFT,
+            registry=registry,
+        )
+
     def render(self, generations: Iterable[GenerationInfo], stats: EngineStats, memory: MemoryPlan) -> bytes:
         """The exposition text; ``generations`` and ``stats`` are the engine's at this moment."""
         self._kv_usage.set(stats.kv_promised / memory.kv)
@@ -87,6 +105,10 @@ class Metrics:
         for receipt in receipts:
             self._interventions.labels(self._model, receipt.kind).inc()
             self._touched.labels(self._model, receipt.kind).inc(receipt.prompt_tokens + receipt.generated_tokens)
+            if receipt.gate_hits is not None:
+                self._gate_hits.labels(self._model, receipt.kind, receipt.name).inc(receipt.gate_hits)
+            if receipt.drift is not None:
+                self._drift.labels(self._model, receipt.name).observe(receipt.drift)
 
 
 @dataclass(slots=True)

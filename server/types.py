@@ -56,6 +56,21 @@ class InlineVector:
 
 
 @dataclass(frozen=True, slots=True)
+class GateSpec:
+    """A gate before its probe is looked up.
+
+    ``threshold`` and ``release`` (below which it closes again) None are the probe's own; with a threshold alone the
+    distance of the two is. With ``hold`` it stays open for that many tokens after the one at which it opened, or
+    ``forever``, whatever they score.
+    """
+
+    probe: str
+    threshold: float | None = None
+    release: float | None = None
+    hold: int | Literal["forever"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InterventionSpec:
     """What a request asks for, before names are looked up. ``param`` is the request field, for error messages."""
 
@@ -66,6 +81,7 @@ class InterventionSpec:
     apply: Apply = field(default_factory=Apply)
     minimum: float | None = None
     maximum: float | None = None
+    gate: GateSpec | None = None
     param: str = "steering"
 
 
@@ -130,7 +146,10 @@ class Receipt:
 
     ``mean_relative_change`` is the mean over touched tokens and sites of ``|h' - h| / |h|``, as far as they were
     computed for this request. Token counts are positions touched at the first of ``sites``, reused ones included.
-    ``gate_hits`` is None for an intervention without a gate.
+    ``gate`` is the digest of the probe and ``gate_hits`` the tokens at which the gate was open, touched or not; both
+    None for an intervention without a gate. ``drift`` is how far the prompt lies from what a switch was trained on
+    (mean of :mod:`mappers.drift` over sites and prompt tokens in its reach, as far as they were computed for this
+    request; 1 on the training prompts); None for what has no monitor.
     """
 
     kind: str
@@ -141,7 +160,9 @@ class Receipt:
     prompt_tokens: int
     generated_tokens: int
     mean_relative_change: float
+    gate: str | None = None
     gate_hits: int | None = None
+    drift: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

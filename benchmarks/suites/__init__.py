@@ -39,7 +39,7 @@ SUITES = {
     "skewed": Suite(skewed.run, "one context of 1024 tokens among 31 of 64", 2.5),
     "prefix": Suite(prefix.run, "chats behind one system prompt of 512 tokens", 2.2),
     "interventions": Suite(interventions.run, "what interventions cost, and one batch against one by one", 2.5),
-    "sweep": Suite(sweep.run, "sites by strengths in shared batches against one request at a time", 3),
+    "sweep": Suite(sweep.run, "sites by strengths in shared batches against one request at a time", 6),
     "memory": Suite(memory.run, "memory over the weights", 1.5),
     "startup": Suite(startup.run, "from the command to a server that answers", 1),
     "growth": Suite(growth.run, "speed and memory against rows, context, sites, distinct interventions", 1.5),

@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 
 import torch
-from mappers.ridge import RidgeSums
 from torch import Tensor
 
 from benchmarks.bench import Bench
@@ -21,6 +20,7 @@ from mappers.dataset import DatasetRow
 from mappers.evaluation import UnexplainedVariance
 from mappers.loading import LoadedModel, load_model
 from mappers.modules import Mapper
+from mappers.pair_sums import PairSums
 from mappers.rendering import Rendered, render
 from mappers.sites import Site
 
@@ -93,8 +93,8 @@ def _cell(bench: Bench, title: str, fitted: Sequence[Batch], held_out: Sequence[
 def _fit(batches: Sequence[Batch], *, matched: bool) -> dict[Pair, Mapper]:
     x, y = batches[0]
     pairs = [(a, b) for a, b in product(x, y) if not matched or a == b]
-    sums = {(a, b): RidgeSums(x[a].shape[1], y[b].shape[1]) for a, b in pairs}
+    sums = {(a, b): PairSums(x[a].shape[1], y[b].shape[1]) for a, b in pairs}
     for x, y in batches:
         for (a, b), pair in sums.items():
             pair.add(x[a], y[b])
-    return {pair: found.solve(ridge=RIDGE) for pair, found in sums.items()}
+    return {pair: found.ridge(ridge=RIDGE) for pair, found in sums.items()}

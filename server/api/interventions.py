@@ -91,6 +91,8 @@ class Resolver:
             if wish.name is not None and not wish.vouched:
                 param = wish.param if wish.setting.kind == "switch" else f"{wish.param}.vector"
                 self._services.artifacts.get(wish.name, owner=principal.owner, param=param)
+            if wish.gate is not None and wish.probe is None:
+                self._services.artifacts.get(wish.gate.probe, owner=principal.owner, param=f"{wish.param}.gate")
 
     def _resolve(self, wish: Wish, spec: InterventionSpec) -> ResolvedIntervention:
         if spec not in self._found:
@@ -100,9 +102,12 @@ class Resolver:
     def _with_names(self, wish: Wish) -> Named:
         if wish.name is None:
             return Named(wish.setting)
-        digest = self.find(wish).digest
-        aliases, others = self._services.artifacts.names_of(digest)
-        return Named(wish.setting, aliases | {digest, wish.artifact or wish.name}, others | {wish.name})
+        found = self.find(wish)
+        aliases, others = self._services.artifacts.names_of(found.digest)
+        probes: frozenset[str] = frozenset()
+        if found.gate_mark is not None:
+            probes = self._services.artifacts.names_of(found.gate_mark.digest)[0] | {found.gate_mark.digest}
+        return Named(wish.setting, aliases | {found.digest, wish.artifact or wish.name}, others | {wish.name}, probes)
 
 
 def resolve(services: Services, wish: Wish, spec: InterventionSpec) -> ResolvedIntervention:
@@ -131,11 +136,11 @@ def check_default(services: Services, principal: Principal) -> None:
 def check_loads(services: Services, profile: str, param: str) -> None:
     """Raises InvalidRequest where the profile cannot be applied to the served model. One that is not there passes."""
     found = services.profiles.find(profile)
-    for wish in () if found is None else bundle_of(found, "profile").all:
-        try:
+    try:
+        for wish in () if found is None else bundle_of(services, found, "profile").all:
             resolve(services, wish, wish.anywhere())
-        except InterlockError as error:
-            raise InvalidRequest(f"the profile {profile!r} cannot be applied: {error.message}", param=param) from error
+    except InterlockError as error:
+        raise InvalidRequest(f"the profile {profile!r} cannot be applied: {error.message}", param=param) from error
 
 
 def _without_names(wish: Wish) -> Named:

@@ -20,14 +20,16 @@ from server.api.schemas.interventions import (
     SteeringIn,
     Switch,
     SwitchIn,
+    gate_of,
 )
 from server.api.select import compile_apply
 from server.api.services import Services
-from server.errors import InvalidRequest, Unavailable
+from server.api.units import in_vector_units
+from server.errors import InvalidRequest, RequestError, Unavailable
 from server.policy.keys import Principal
 from server.policy.policy import Policy, Setting
 from server.policy.profiles import Profile
-from server.types import Apply, InlineVector, InterventionSpec
+from server.types import Apply, GateSpec, InlineVector, InterventionSpec
 
 if TYPE_CHECKING:
     from server.engine.text import EncodedPrompt
@@ -39,8 +41,9 @@ Origin = Literal["request", "profile", "default"]
 class Wish:
     """One intervention to be applied, and who asks for it. A switch always has its name.
 
-    ``artifact`` is the id that the name was bound to when the profile was written; None looks the name up. ``vouched``
-    is for what a profile or the operator named: whoever owns it, the caller may use it.
+    ``artifact`` is the id that the name was bound to when the profile was written, ``probe`` likewise that of its gate;
+    None looks the name up. ``vouched`` is for what a profile or the operator named: whoever owns it, the caller may use
+    it.
     """
 
     fields: SwitchIn | SteeringIn
@@ -48,6 +51,13 @@ class Wish:
     origin: Origin
     artifact: str | None = None
     vouched: bool = False
+    probe: str | None = None
+
+    @property
+    def gate(self) -> GateSpec | None:
+        """What it waits for; None where it acts at once."""
+        gate = gate_of(self.fields.gate)
+        return None if gate is None else gate.spec(self.probe)
 
     @property
     def name(self) -> str | None:
@@ -61,9 +71,10 @@ class Wish:
         """As the policy sees it."""
         fields, apply = self.fields, self.fields.apply
         kind: Literal["switch", "vector"] = "switch" if isinstance(fields, SwitchIn) else "vector"
-        details = apply if kind == "switch" else fields.model_copy(update={"strength": 0.0})
-        everywhere = apply is None or apply.everywhere
-        return Setting(kind, self.name, fields.strength, self.param, details, everywhere, self.artifact)
+        gate = self.gate
+        details = (apply, gate) if kind == "switch" else fields.model_copy(update={"strength": 0.0, "gate": gate})
+        everywhere = gate is None and (apply is None or apply.everywhere)
+        return Setting(kind, self.name, fields.strength, self.param, details, everywhere, self.artifact, gate)
 
     def spec(self, prompt: EncodedPrompt | None) -> InterventionSpec | None:
         """For the catalog, with positions in ``prompt``, which is None for a running generation.
@@ -85,7 +96,9 @@ class Wish:
         source = self.artifact or self.name
         if isinstance(self.fields, SwitchIn):
             assert source is not None
-            return InterventionSpec("switch", source, self.fields.strength, apply=positions, param=self.param)
+            return InterventionSpec(
+                "switch", source, self.fields.strength, apply=positions, gate=self.gate, param=self.param
+            )
         fields = self.fields
         return InterventionSpec(
             operation=fields.operation,
@@ -95,6 +108,7 @@ class Wish:
             apply=positions,
             minimum=fields.min,
             maximum=fields.max,
+            gate=self.gate,
             param=self.param,
         )
 
@@ -151,10 +165,10 @@ def wishes_of(
     """
     policy = services.policy
     default = default_bundle(services, policy, principal)
-    base = default if profile is None else bundle_of(profile, "profile")
+    base = default if profile is None else bundle_of(services, profile, "profile")
     if profile is not None and base.steering and not profile.shared:
         principal.require("steer")
-    return _composed(policy, principal, _Said.of(fields, headers, within), base, default)
+    return _composed(services, principal, _Said.of(fields, headers, within), base, default)
 
 
 def changes_of(services: Services, principal: Principal, fields: InterventionFields) -> Wishes:
@@ -166,7 +180,7 @@ def changes_of(services: Services, principal: Principal, fields: InterventionFie
         whole.steering if fields.steering is not None else (),
         whole.profile,
     )
-    return _composed(policy, principal, _Said.of(fields, InterventionHeaders()), default, default)
+    return _composed(services, principal, _Said.of(fields, InterventionHeaders()), default, default)
 
 
 def default_bundle(services: Services, policy: Policy, principal: Principal) -> Bundle:
@@ -176,32 +190,51 @@ def default_bundle(services: Services, policy: Policy, principal: Principal) -> 
         profile = services.profiles.find(name)
         if profile is None:
             raise Unavailable(f"the default profile {name!r} is gone: write it again", code="default_unavailable")
-        return bundle_of(profile, "default")
+        try:
+            return bundle_of(services, profile, "default")
+        except RequestError as error:
+            raise Unavailable(
+                f"the default profile {name!r} cannot be applied: {error.message}", code="default_unavailable"
+            ) from error
     if policy.default_switch is None:
         return Bundle()
     switch = SwitchIn(name=policy.default_switch)
     return Bundle(Wish(switch, "safety_switch", "default", policy.switch_artifact, vouched=True))
 
 
-def bundle_of(profile: Profile, origin: Origin) -> Bundle:
-    """The interventions of a stored profile, bound to the artifacts it was written with."""
+def bundle_of(services: Services, profile: Profile, origin: Origin) -> Bundle:
+    """The interventions of a stored profile, bound to the artifacts it was written with.
+
+    Raises NotFound or InvalidRequest where a strength in norms has lost the vector it counts in.
+    """
     fields = InterventionFields.model_validate(profile.content)
-    switch, steering = wishes_in(fields, "profile.", origin, profile.artifacts, vouched=True)
+    switch, steering = wishes_in(services, fields, "profile.", origin, profile.artifacts)
     return Bundle(switch, steering, profile.name)
 
 
 def wishes_in(
-    fields: InterventionFields, prefix: str, origin: Origin, artifacts: Mapping[str, str], *, vouched: bool
+    services: Services,
+    fields: InterventionFields,
+    prefix: str,
+    origin: Origin,
+    artifacts: Mapping[str, str],
+    writer: Principal | None = None,
 ) -> tuple[Wish | None, tuple[Wish, ...]]:
-    """The switch and the vectors of a profile; raises InvalidRequest for a switch without a name."""
+    """The switch and the vectors of a profile, whose names ``writer`` has to be allowed to use; None vouches for them.
+
+    Raises InvalidRequest for a switch without a name, and as :func:`server.api.units.in_vector_units`.
+    """
+    vouched = writer is None
     switch = _named_switch(fields.safety_switch, f"{prefix}safety_switch")
     named = None
     if switch is not None:
-        named = Wish(switch, f"{prefix}safety_switch", origin, artifacts.get(switch.name or ""), vouched)
+        probe = _bound_probe(switch, artifacts)
+        named = Wish(switch, f"{prefix}safety_switch", origin, artifacts.get(switch.name or ""), vouched, probe)
     steering = []
     for i, item in enumerate(fields.steering or ()):
         bound = artifacts.get(item.vector) if isinstance(item.vector, str) else None
-        steering.append(Wish(item, f"{prefix}steering[{i}]", origin, bound, vouched))
+        probe = _bound_probe(item, artifacts)
+        steering.append(_vector(services, item, f"{prefix}steering[{i}]", origin, writer, bound, probe))
     return named, tuple(steering)
 
 
@@ -225,17 +258,35 @@ class _Said:
         )
 
 
-def _composed(policy: Policy, principal: Principal, said: _Said, base: Bundle, default: Bundle) -> Wishes:
-    switch = _switch(said, base, default)
-    own = tuple(Wish(item, f"{said.steering_param}[{i}]", "request") for i, item in enumerate(said.steering or ()))
-    if own:
+def _composed(services: Services, principal: Principal, said: _Said, base: Bundle, default: Bundle) -> Wishes:
+    policy, switch = services.policy, _switch(said, base, default)
+    if said.steering:
         principal.require("steer")
+    own = tuple(
+        _vector(services, item, f"{said.steering_param}[{i}]", "request", principal)
+        for i, item in enumerate(said.steering or ())
+    )
     steering = (*base.steering, *own)
     wanted = [wish.setting for wish in (*_listed(switch), *steering)]
     param = "model" if said.switch is None else said.switch_param
     weakened = policy.check_default(principal, [wish.setting for wish in default.all], wanted, param)
     policy.check_strengths(wanted)
     return Wishes(principal, policy, switch, steering, default.all, weakened, base.profile, param)
+
+
+def _vector(
+    services: Services,
+    item: SteeringIn,
+    param: str,
+    origin: Origin,
+    caller: Principal | None,
+    bound: str | None = None,
+    probe: str | None = None,
+) -> Wish:
+    """One vector with a plain strength; ``caller`` None stands for an item that is vouched for."""
+    owner = None if caller is None or "admin" in caller.scopes else caller.owner
+    plain, artifact = in_vector_units(services.artifacts, item, artifact=bound, owner=owner, param=param)
+    return Wish(plain, param, origin, artifact, caller is None, probe)
 
 
 def _switch(said: _Said, base: Bundle, default: Bundle) -> Wish | None:
@@ -260,7 +311,10 @@ def _switch(said: _Said, base: Bundle, default: Bundle) -> Wish | None:
     for wish in known:
         if fields.name in (None, wish.name, wish.artifact):
             named = fields.model_copy(update={"name": wish.name})
-            return Wish(named, said.switch_param, "request", wish.artifact, vouched=True)
+            gate, known_gate = gate_of(fields.gate), gate_of(wish.fields.gate)
+            same = gate is not None and known_gate is not None and gate.probe in (known_gate.probe, wish.probe)
+            probe = wish.probe if same else None
+            return Wish(named, said.switch_param, "request", wish.artifact, vouched=True, probe=probe)
     return Wish(fields, said.switch_param, "request")
 
 
@@ -274,6 +328,11 @@ def _named_switch(switch: Switch, param: str) -> SwitchIn | None:
             return fields
         case _:
             raise InvalidRequest("a profile names its switch: give a name", param=param)
+
+
+def _bound_probe(fields: SwitchIn | SteeringIn, artifacts: Mapping[str, str]) -> str | None:
+    gate = gate_of(fields.gate)
+    return None if gate is None else artifacts.get(gate.probe)
 
 
 def _listed(wish: Wish | None) -> tuple[Wish, ...]:

@@ -20,7 +20,7 @@ COMMANDS = {
     "serve": "Serve a model over HTTP, with switches and steering vectors per request.",
     "compare": "Continue one prompt under several settings, side by side.",
     "jobs": "Submit background jobs to a running server and watch them.",
-    "artifacts": "List, import and export switches, vectors, mappers and datasets.",
+    "artifacts": "List, import and export switches, vectors, mappers, probes and datasets.",
     "keys": "Issue API keys, list them and take them back.",
     "profiles": "Write named bundles of interventions, also served as models.",
     "policy": "Show the policy, and replace it.",

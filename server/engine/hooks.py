@@ -17,7 +17,9 @@ from torch import Tensor
 from mappers.architectures import DecoderStack
 from mappers.hooks import attach
 from mappers.sites import Site
+from server.interventions.active import ActiveIntervention
 from server.interventions.bank import MapperBank
+from server.interventions.gates import Reading
 from server.interventions.groups import Group, Round
 from server.interventions.meter import MeterBank
 from server.interventions.plan import EMPTY_PLAN, BatchPlan
@@ -30,7 +32,8 @@ class PlanHooks:
     """Hooks on every block, attached once when the engine starts; what they do is the plan of the running forward.
 
     A row whose operation raises, or whose site does not fire exactly once, is *failed*: its result of this forward
-    must be thrown away. Other rows are not affected.
+    must be thrown away. Other rows are not affected. ``noted`` holds, after a forward, for the gates that read a prompt
+    their states token by token.
     """
 
     def __init__(self, stack: DecoderStack, meters: MeterBank) -> None:
@@ -40,6 +43,8 @@ class PlanHooks:
         self._static: StaticPlan | None = None
         self._fired: set[Site] = set()
         self._failed: dict[int, str] = {}
+        self._open_X = torch.empty(0, dtype=torch.bool)
+        self.noted: dict[ActiveIntervention, Tensor] = {}
         self._handle = attach(stack, {site: partial(self._apply, site) for site in stack.sites})
 
     def begin(self, plan: BatchPlan) -> None:
@@ -48,7 +53,11 @@ class PlanHooks:
             self._bank.begin_plan()
         self._known_plan = self._plan = plan
         self._fired.clear()
-        self._failed = {}
+        self._failed, self.noted = {}, {}
+        if plan.readings:
+            # Closed until they were read; what has no gate finds the last one, which is open.
+            self._open_X = torch.zeros(plan.gated + 1, dtype=torch.bool, device=self._meters.left_N.device)
+            self._open_X[-1] = True
 
     def end(self) -> dict[int, str]:
         """Ends the forward; returns failed batch rows with the reason. Checks sites fired against sites planned."""
@@ -77,16 +86,25 @@ class PlanHooks:
             return self._static.apply(site, h_BTD[0])[None]
         if self._plan is EMPTY_PLAN:
             return None
-        rounds = self._plan.rounds.get(site)
-        if rounds is None:
+        rounds, reading = self._plan.rounds.get(site, ()), self._plan.readings.get(site)
+        if not rounds and reading is None:
             return None
         if site in self._fired:
             self._failed |= dict.fromkeys(self._plan.rows_at(site), f"the block at {site} ran more than once")
         self._fired.add(site)
         h_ND = out_ND = h_BTD.reshape(-1, h_BTD.shape[-1])
+        if reading is not None:
+            self._read(site, reading, h_ND)
+        for measurement in self._plan.measurements.get(site, ()):
+            measurement.take(h_ND, self._meters)
+        if not rounds:
+            return None
         for one in rounds:
             before_KD = (out_ND if one.tokens_K is None else out_ND.index_select(0, one.tokens_K)).float()
             after_KD = self._run(site, one, before_KD)
+            if one.gate_K is not None:
+                open_K = self._open_X.index_select(0, one.gate_K)
+                after_KD = torch.where(open_K[:, None], after_KD, before_KD)
             self._meters.record(one.meter_K, before_KD, after_KD)
             after_KD = after_KD.to(h_BTD.dtype)
             if one.tokens_K is None:
@@ -95,6 +113,19 @@ class PlanHooks:
                 # The block's own output stays as it is: it may be held elsewhere.
                 out_ND = (out_ND.clone() if out_ND is h_ND else out_ND).index_copy_(0, one.tokens_K, after_KD)
         return out_ND.view_as(h_BTD)
+
+    def _read(self, site: Site, reading: Reading, h_ND: Tensor) -> None:
+        """Lets the gates of a site read; where that raises, their rows fail."""
+        try:
+            left_K = reading.read(h_ND, self._meters)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a gate raises must end its own rows only
+            _log.error("gate_failed", site=str(site), error=repr(error))
+            self._failed |= dict.fromkeys(reading.rows, f"the gate at {site} failed")
+            return
+        self._open_X[reading.span] = left_K > 0
+        self.noted |= {active: left_K[part] for active, part in reading.noted}
 
     def _run(self, site: Site, one: Round, h_KD: Tensor) -> Tensor:
         if len(one.groups) == 1:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from server.engine.row import Row
+    from server.interventions.gates import GateMark
 
 _SMALLEST_CLASS = 64
 _SPARE_SLOTS = 2
@@ -63,11 +64,13 @@ class PromptKv:
     """Keys ``(L, H, P, E)`` and values ``(L, H, P, F)`` of one prompt, a pair for each kind of layer.
 
     ``hidden_PD`` are the outputs of some layers, before any intervention there, for requests that resume above them.
+    ``gates_P`` are the states of gates after each position.
     """
 
     keys: list[Tensor]
     values: list[Tensor]
     hidden_PD: dict[int, Tensor] = field(default_factory=dict)
+    gates_P: dict[GateMark, Tensor] = field(default_factory=dict)
 
 
 @dataclass(eq=False, slots=True)
@@ -77,11 +80,13 @@ class Block:
     keys: list[Tensor]
     values: list[Tensor]
     hidden_PD: dict[int, Tensor] = field(default_factory=dict)
+    gates_P: dict[GateMark, Tensor] = field(default_factory=dict)
 
     @property
     def nbytes(self) -> int:
         """Bytes held."""
-        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values, *self.hidden_PD.values()))
+        held = (*self.keys, *self.values, *self.hidden_PD.values(), *self.gates_P.values())
+        return sum(t.numel() * t.element_size() for t in held)
 
 
 @dataclass(eq=False, slots=True)
@@ -247,6 +252,7 @@ class KvCache:
             [keys[:, :, start:stop].clone() for keys in kv.keys],
             [values[:, :, start:stop].clone() for values in kv.values],
             {layer: hidden_PD[start:stop].clone() for layer, hidden_PD in kv.hidden_PD.items()},
+            {mark: left_P[start:stop].clone() for mark, left_P in kv.gates_P.items()},
         )
 
     @contextmanager

@@ -40,10 +40,12 @@ class PrefixPlan:
     """What a row may share: the names of its blocks, how many it reuses, and what it told others to wait for.
 
     The first ``whole`` blocks were reused in all layers, ``lower`` more in the lowest ``layers``. ``kept_layers`` are
-    the layers whose outputs are noted while the row's prompt is read.
+    the layers whose outputs are noted while the row's prompt is read. The forward may resume at layer ``highest``: a
+    gate has to read all that was not reused whole.
     """
 
     keys: list[_Key]
+    highest: int = 0
     whole: int = 0
     lower: int = 0
     layers: int = 0
@@ -77,8 +79,10 @@ class PrefixCache:
         """Names the row's blocks; none where nothing may be shared (off, or every prompt token's logits are asked)."""
         if not self.budget_bytes or row.request.sampling.prompt_logprobs is not None:
             return PrefixPlan([])
+        marks = (active.resolved.gate_mark for active in row.interventions)
+        highest = min((mark.site.layer for mark in marks if mark is not None), default=self._layers)
         # The last token is always computed: its logits are what is asked for.
-        return PrefixPlan(self._keys(row, (row.prompt_len - 1) // BLOCK))
+        return PrefixPlan(self._keys(row, (row.prompt_len - 1) // BLOCK), highest)
 
     def may_start(self, plan: PrefixPlan) -> bool:
         """False while another row computes the next block that this one needs: it will be there soon."""
@@ -100,7 +104,8 @@ class PrefixCache:
             if self._claims.setdefault(key, row) is row:
                 plan.claimed.append(key)
         best = Reuse(whole)
-        for layer in sorted({layer for key in rest[:1] for block in self._all(key[0]) for layer in block.hidden_PD}):
+        found = {layer for key in rest[:1] for block in self._all(key[0]) for layer in block.hidden_PD}
+        for layer in sorted(layer for layer in found if layer <= plan.highest):
             lower = self._lower(rest, layer)
             if len(lower) * (layer + 1) > len(best.lower) * best.layers:
                 best = Reuse(whole, lower, layer + 1)

@@ -69,8 +69,8 @@ class Runner:
         self._selects_logits = "logits_to_keep" in inspect.signature(model.forward).parameters
         self.cache = KvCache(shapes, context, self.device, static_rows)
         # What was captured writes to the meters that there were: they must not have to grow.
-        self.meters = MeterBank(self.device, max(64, static_rows * _METERS_A_ROW))
-        self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, stack.layers)
+        self.meters = MeterBank(self.device, max(64, static_rows * _METERS_A_ROW + 1))
+        self.reuse = PrefixReuse(PrefixCache(prefix_bytes, stack.layers), self.cache, self.meters, stack.layers)
         self._gates = BlockGates(stack)
         self._hooks = PlanHooks(stack, self.meters)
         self._static = (
@@ -125,7 +125,7 @@ class Runner:
         finally:
             failed = self._hooks.end()
             outputs_1ND = self._gates.end()
-        self.reuse.note(layout, outputs_1ND)
+        self.reuse.note(layout, outputs_1ND, self._hooks.noted)
         if not self._selects_logits and not everything:
             logits_KV = logits_KV[wanted]
         return self._result(layout, kept, logits_KV, failed)

@@ -27,7 +27,8 @@ from server.engine.row import Row
 from server.interventions.bank import MapperStack
 from server.interventions.draft import PlanRow
 from server.interventions.meter import MeterBank
-from server.interventions.static import NotStatic, StaticPlan, Structure
+from server.interventions.static import StaticPlan
+from server.interventions.structure import NotStatic, Structure
 
 _log = structlog.get_logger(__name__)
 

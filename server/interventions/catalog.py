@@ -6,20 +6,22 @@ Shapes: D width of the residual stream.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from mappers.drift import DriftMonitor
 from mappers.errors import ArtifactError
 from mappers.sites import Site
-from mappers.tensors import load_switch, load_vector
+from mappers.tensors import load_monitors, load_probe, load_switch, load_vector
 from server.errors import InvalidRequest, RequestError
+from server.interventions.gates import FOREVER, Gate, GateMark
 from server.interventions.residency import Effects, Residency, ResidentArtifact
-from server.types import Apply, InlineVector, InterventionSpec, ModelInfo, Operation
+from server.types import Apply, GateSpec, InlineVector, InterventionSpec, ModelInfo, Operation
 
 if TYPE_CHECKING:
     from server.registry.artifacts import ArtifactRecord
@@ -42,6 +44,17 @@ class ResolvedIntervention:
     minimum: float = -math.inf
     maximum: float = math.inf
     artifact: ResidentArtifact | None = None
+    gate: Gate | None = None
+
+    @property
+    def monitors(self) -> Mapping[Site, DriftMonitor]:
+        """What tells how far activations lie from those it was trained on, at the sites that have that."""
+        return {} if self.artifact is None else self.artifact.monitors
+
+    @property
+    def gate_mark(self) -> GateMark | None:
+        """What decides when it acts; None where it always does."""
+        return None if self.gate is None else self.gate.mark
 
 
 class Catalog:
@@ -100,7 +113,28 @@ class Catalog:
             minimum=-math.inf if spec.minimum is None else spec.minimum,
             maximum=math.inf if spec.maximum is None else spec.maximum,
             artifact=artifact,
+            gate=None if spec.gate is None else self._gate(spec.gate, min(sites), f"{spec.param}.gate"),
         )
+
+    def _gate(self, spec: GateSpec, lowest: Site, field: str) -> Gate:
+        record = self._record(spec.probe, "probe", field)
+        artifact = self._resident.get(record.id, lambda: self._read(record, field))
+        ((site, probe),) = artifact.probes.items()
+        if site > lowest:
+            raise InvalidRequest(
+                f"'{spec.probe}' reads {site}, and at {lowest} the intervention would have acted already: gate it by a "
+                f"probe at {lowest} or below, or let it act at {site} or above",
+                param=field,
+                code="gate_too_late",
+            )
+        on = probe.on if spec.threshold is None else spec.threshold
+        off = on - (probe.on - probe.off) if spec.release is None else spec.release
+        if off > on:
+            raise InvalidRequest(f"release must not be above the threshold {on:g}", param=f"{field}.release")
+        hold = FOREVER
+        if spec.hold is not None:
+            off, hold = -math.inf, FOREVER if spec.hold == "forever" else spec.hold + 1
+        return Gate(GateMark(site, artifact.digest, on, off, hold), probe)
 
     def forget(self, artifact_id: str) -> None:
         """Drops a deleted artifact from the device; requests already running keep their tensors."""
@@ -135,21 +169,25 @@ class Catalog:
 
     def _load(self, spec: InterventionSpec, name: str) -> ResidentArtifact:
         field = spec.param if spec.operation == "switch" else f"{spec.param}.vector"
-        try:
-            record = self._locate(name)
-        except RequestError as error:
-            error.param = error.param or field
-            raise
         wanted = "switch" if spec.operation == "switch" else "vector"
-        if record.kind != wanted:
-            raise InvalidRequest(
-                f"'{name}' is a {record.kind}; {field} needs a {wanted}", param=field, code="wrong_artifact_kind"
-            )
+        record = self._record(name, wanted, field)
         resident = self._resident.get(record.id, lambda: self._read(record, field))
         if wanted == "vector":
             for v_D in resident.effects.values():
                 _check_direction(v_D, spec.operation, field)
         return resident
+
+    def _record(self, name: str, kind: str, field: str) -> ArtifactRecord:
+        try:
+            record = self._locate(name)
+        except RequestError as error:
+            error.param = error.param or field
+            raise
+        if record.kind != kind:
+            raise InvalidRequest(
+                f"'{name}' is a {record.kind}; {field} needs a {kind}", param=field, code="wrong_artifact_kind"
+            )
+        return record
 
     def _read(self, record: ArtifactRecord, field: str) -> ResidentArtifact:
         target = record.manifest.target
@@ -164,18 +202,31 @@ class Catalog:
                 code="wrong_model",
             )
         try:
-            effects: Effects
-            if record.kind == "switch":
-                effects = {site: f.to(self._device).eval() for site, f in load_switch(record.path)[1].items()}
-            else:
-                effects = {site: v_D.float().to(self._device) for site, v_D in load_vector(record.path)[1].items()}
+            resident = self._on_device(record)
         except ArtifactError as error:
             raise InvalidRequest(
                 f"'{record.name}' cannot be used: {error.message}", param=field, code="artifact_unusable"
             ) from error
-        for site in effects:
+        for site in (*resident.effects, *resident.probes):
             _check_layer(site, self._model.layers, field)
-        return ResidentArtifact(record.kind, record.id, effects)
+        return resident
+
+    def _on_device(self, record: ArtifactRecord) -> ResidentArtifact:
+        if record.kind == "probe":
+            probes = {
+                site: replace(probe, weight_D=probe.weight_D.to(self._device))
+                for site, probe in load_probe(record.path)[1].items()
+            }
+            return ResidentArtifact(record.kind, record.id, probes=probes)
+        if record.kind == "switch":
+            mappers = {site: f.to(self._device).eval() for site, f in load_switch(record.path)[1].items()}
+            monitors = {
+                site: DriftMonitor.of({name: tensor.to(self._device) for name, tensor in one.tensors().items()})
+                for site, one in load_monitors(record.path).items()
+            }
+            return ResidentArtifact(record.kind, record.id, mappers, monitors=monitors)
+        vectors = {site: v_D.float().to(self._device) for site, v_D in load_vector(record.path)[1].items()}
+        return ResidentArtifact(record.kind, record.id, vectors)
 
 
 def _at_sites(artifact: ResidentArtifact, spec: InterventionSpec, layers: int) -> tuple[Effects, tuple[Site, ...]]:

@@ -12,13 +12,17 @@ from dataclasses import dataclass
 
 from mappers.sites import Site
 from server.interventions.catalog import ResolvedIntervention
+from server.interventions.gates import GateMark
 from server.interventions.positions import active_offsets
 from server.types import Operation
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One intervention at one site, with the positions that it touches before some end; equal marks change alike."""
+    """One intervention at one site, with the positions that it touches before some end, while its gate is open.
+
+    Equal marks change alike, over equal activations.
+    """
 
     site: Site
     operation: Operation
@@ -27,22 +31,28 @@ class Mark:
     minimum: float
     maximum: float
     positions: tuple[int, ...] | range
+    gate: GateMark | None
 
 
-Fingerprint = tuple[Mark, ...]
-"""Marks by site from the lowest, at one site in the order in which they act; empty where nothing is touched."""
+Fingerprint = tuple[Mark | GateMark, ...]
+"""Marks by site from the lowest, at one site in the order in which they act; empty where nothing is touched.
+
+A gate has a mark where it reads, whatever is touched: what it has read so far shapes what comes after.
+"""
 
 
 def fingerprints(
     interventions: Iterable[ResolvedIntervention], prompt_len: int, ends: Sequence[int]
 ) -> list[Fingerprint]:
     """For each of the increasing ``ends`` what shapes positions ``0 .. end``."""
-    made: list[list[Mark]] = [[] for _ in ends]
+    made: list[list[Mark | GateMark]] = [[] for _ in ends]
     for resolved in interventions:
         if resolved.strength == 0.0 or not ends:
             continue
         offsets = active_offsets(resolved.apply, 0, ends[-1], prompt_len)
         for marks, end in zip(made, ends, strict=True):
+            if resolved.gate_mark is not None:
+                marks.append(resolved.gate_mark)
             before = _before(offsets, end)
             if not before:
                 continue
@@ -55,6 +65,7 @@ def fingerprints(
                     resolved.minimum,
                     resolved.maximum,
                     before,
+                    resolved.gate_mark,
                 )
                 for site in resolved.sites
             )
@@ -71,7 +82,7 @@ def layers_shared(one: Fingerprint, other: Fingerprint, layers: int) -> int:
     return min(lowest + 1, layers)
 
 
-def _at(marks: Fingerprint, layer: int) -> list[Mark]:
+def _at(marks: Fingerprint, layer: int) -> list[Mark | GateMark]:
     return [mark for mark in marks if mark.site.layer == layer]
 
 

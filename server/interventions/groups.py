@@ -10,8 +10,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mappers.drift import DriftMonitor
 from server.interventions import operations
 from server.interventions.bank import MapperBank, Use
+from server.interventions.meter import MeterBank
 from server.types import Operation
 
 
@@ -53,9 +55,26 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """Prompt tokens whose distance from one distribution is measured, with the meter places of their switches."""
+
+    monitor: DriftMonitor
+    tokens_K: Tensor
+    place_K: Tensor
+
+    def take(self, h_ND: Tensor, meters: MeterBank) -> None:
+        """Measures them, before any intervention at the site."""
+        meters.drift(self.place_K, self.monitor.distances(h_ND.index_select(0, self.tokens_K).float()))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Round:
-    """Groups of different tokens, one behind the other in ``tokens_K``, which is None where that is every token."""
+    """Groups of different tokens, one behind the other in ``tokens_K``, which is None where that is every token.
+
+    ``gate_K`` are the places of their gates in the forward's mask of open gates, None where no token has a gate.
+    """
 
     tokens_K: Tensor | None
     meter_K: Tensor
     groups: tuple[Group, ...]
+    gate_K: Tensor | None = None

@@ -9,23 +9,29 @@ from weakref import WeakSet, WeakValueDictionary
 
 from torch import Tensor
 
+from mappers.drift import DriftMonitor
 from mappers.modules import Mapper
+from mappers.probes import Probe
 from mappers.sites import Site
 
 Effects = Mapping[Site, Tensor] | Mapping[Site, Mapper]
+"""A direction ``v_D`` or a mapper for each site."""
 
 
 @dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class ResidentArtifact:
-    """An artifact's tensors on the device: a direction ``v_D`` or a mapper for each site. ``nbytes`` counts them."""
+    """An artifact's tensors on the device: what it does at each site, or what it reads. ``nbytes`` counts them."""
 
     kind: str
     digest: str
-    effects: Effects
+    effects: Effects = field(default_factory=dict)
+    probes: Mapping[Site, Probe] = field(default_factory=dict)
+    monitors: Mapping[Site, DriftMonitor] = field(default_factory=dict)
     nbytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        tensors = {id(tensor): tensor for effect in self.effects.values() for tensor in _tensors(effect)}
+        held = (*self.effects.values(), *self.probes.values(), *self.monitors.values())
+        tensors = {id(tensor): tensor for one in held for tensor in _tensors(one)}
         object.__setattr__(self, "nbytes", sum(tensor.nbytes for tensor in tensors.values()))
 
 
@@ -87,5 +93,9 @@ class Residency:
         return sum(artifact.nbytes for artifact in self._alive)
 
 
-def _tensors(effect: Tensor | Mapper) -> list[Tensor]:
+def _tensors(effect: Tensor | Mapper | Probe | DriftMonitor) -> list[Tensor]:
+    if isinstance(effect, Probe):
+        return [effect.weight_D]
+    if isinstance(effect, DriftMonitor):
+        return list(effect.tensors().values())
     return [effect] if isinstance(effect, Tensor) else list(effect.parameters())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Set
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from mappers.manifest import NAME_PATTERN
+from server.types import GateSpec
 
 MAX_RULES = 256
 MAX_MODELS = 64
@@ -70,6 +71,20 @@ class NameRules(_Part):
         return self.allowed is not None or bool(self.denied)
 
 
+class GateRule(_Part):
+    """The gate that an artifact has to have, as a request would write it."""
+
+    probe: Reference
+    threshold: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    release: Annotated[float, Field(ge=-1e6, le=1e6)] | None = None
+    hold: Annotated[int, Field(ge=0, le=2**20)] | Literal["forever"] | None = None
+
+    def is_met_by(self, gate: GateSpec, probes: Set[str]) -> bool:
+        """Whether ``gate``, whose probe goes by the names ``probes``, is this one, with these very settings."""
+        asked = (self.threshold, self.release, self.hold)
+        return self.probe in probes and (gate.threshold, gate.release, gate.hold) == asked
+
+
 class PolicyDocument(_Part):
     """The rules for everybody; a key can only be narrowed further, by its own limits."""
 
@@ -84,6 +99,11 @@ class PolicyDocument(_Part):
     inline_vectors: bool | None = Field(
         default=None, description="Vectors sent with a request. null: unless `vectors.allowed` is given"
     )
+    gates: Annotated[dict[Reference, GateRule], Field(max_length=MAX_RULES)] = Field(
+        default_factory=dict,
+        description="Switch or vector to the gate without which nobody may use it, nor with another",
+        examples=[{"refusal": {"probe": "harmful"}}],
+    )
     limits: Limits = Limits()
 
     @property
@@ -97,4 +117,5 @@ NO_RULES = PolicyDocument()
 
 def named(limits: Iterable[Limits], document: PolicyDocument) -> bool:
     """Whether any rule names an artifact, so that requests have to be matched against all its names."""
-    return document.switches.any or document.vectors.any or any(one.strengths for one in limits)
+    ruled = document.switches.any or document.vectors.any or bool(document.gates)
+    return ruled or any(one.strengths for one in limits)

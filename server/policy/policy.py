@@ -1,7 +1,7 @@
 """The operator's rules for interventions: what is on by default, who may lower it, and how strong anything may be.
 
 A rule that a request breaks is named in the error's ``code``: ``default_protected``, ``strength_floor``,
-``strength_ceiling``, ``not_allowed``, ``denied`` or ``inline_vectors``.
+``strength_ceiling``, ``not_allowed``, ``denied``, ``gate_required`` or ``inline_vectors``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 from server.errors import InvalidRequest, NotPermitted, Unavailable
 from server.policy.document import NO_RULES, Limits, NameRules, PolicyDocument, named
 from server.policy.keys import Principal
+from server.types import GateSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class Setting:
     """One intervention as the rules see it.
 
     ``name`` is None for a vector that came with the request. ``artifact`` is the id a profile is bound to. ``details``
-    is everything else that shapes it (positions, sites, operation), compared by equality only; ``everywhere`` tells
-    that it leaves no position out. ``param`` is the request field, for error messages.
+    is everything else that shapes it (positions, sites, operation, gate), compared by equality only; ``everywhere``
+    tells that it leaves no position out and waits for no gate. ``param`` is the request field, for error messages.
     """
 
     kind: Literal["switch", "vector"]
@@ -31,6 +32,7 @@ class Setting:
     details: object = None
     everywhere: bool = True
     artifact: str | None = None
+    gate: GateSpec | None = None
 
     def covers(self, other: Setting) -> bool:
         """Whether this does at least what ``other`` does: the same switch, as strong, in as many places."""
@@ -51,11 +53,15 @@ class Setting:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A setting with what it goes by: ``aliases`` lead to it now, ``others`` once did or are written inside it."""
+    """A setting with what it goes by: ``aliases`` lead to it now, ``others`` once did or are written inside it.
+
+    ``probes`` lead to the probe of its gate.
+    """
 
     setting: Setting
     aliases: frozenset[str] = frozenset()
     others: frozenset[str] = frozenset()
+    probes: frozenset[str] = frozenset()
 
     @property
     def names(self) -> frozenset[str]:
@@ -188,6 +194,19 @@ class Policy:
             )
         if not one.names.isdisjoint(rules.denied):
             raise NotPermitted(f"the policy denies {setting.name!r}: use another", param=field, code="denied")
+        if setting.strength != 0:
+            self._check_gate(one)
+
+    def _check_gate(self, one: Named) -> None:
+        """A required gate can be neither left out nor widened. Where two rules contradict each other, nothing fits."""
+        for rule in (rule for name, rule in self.document.gates.items() if name in one.names):
+            if one.setting.gate is None or not rule.is_met_by(one.setting.gate, one.probes):
+                raise NotPermitted(
+                    f"the policy allows {one.setting.name!r} behind one gate only: send "
+                    f'"gate": {rule.model_dump_json(exclude_none=True)}',
+                    param=f"{one.setting.param}.gate",
+                    code="gate_required",
+                )
 
     def _check_ceiling(self, principal: Principal, one: Named, strength: float, param: str) -> None:
         for limits, whose in self._limits(principal):

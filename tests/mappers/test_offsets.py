@@ -14,7 +14,7 @@ from tests.mappers.hostile import TEXTS, as_read, build, said
 
 NAMES = ("byte_level", "trimmed", "llama", "gemma", "nfkc", "nfc")
 TOKENIZERS = build()
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=25, deadline=None)
 
 
 def check(tokenizer: Any, rendered: Rendered) -> None:

@@ -55,6 +55,17 @@ def test_interventions_are_counted_by_kind(metrics):
     assert 'interlock_intervention_tokens_total{kind="switch",model_name="m"} 24.0' in text
 
 
+def test_gates_and_drift_are_told_for_each_artifact(metrics):
+    joy = Receipt("add", "joy", "d", (), 1.0, 5, 7, 0.1)
+    metrics.ended("stop", [Receipt("switch", "safe", "d", (), 1.0, 5, 7, 0.1, "p", 9, 1.4), joy])
+    metrics.ended("stop", [Receipt("switch", "safe", "d", (), 1.0, 5, 7, 0.1, "p", 2, 0.95)])
+    text = lines(metrics)
+    assert 'interlock_gate_hits_total{kind="switch",model_name="m",name="safe"} 11.0' in text
+    assert 'interlock_switch_drift_count{model_name="m",name="safe"} 2.0' in text
+    assert 'interlock_switch_drift_bucket{le="1.0",model_name="m",name="safe"} 1.0' in text
+    assert not any("joy" in line for line in text)
+
+
 def test_reuse_and_memory_are_the_engines(metrics):
     lines(metrics, stats=EngineStats(kv_promised=100, prefix_bytes=7, prefix_queries=64, prefix_hits=32))
     text = lines(metrics, stats=EngineStats(kv_promised=250, prefix_bytes=5, prefix_queries=96, prefix_hits=48))

@@ -13,7 +13,7 @@ from server.api.interventions import Resolver
 from server.api.json_body import JsonRoute
 from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import Name
-from server.api.schemas.interventions import ApplyIn, InterventionFields, PromptSpan
+from server.api.schemas.interventions import ApplyIn, InterventionFields, PromptSpan, gate_of
 from server.api.services import InjectedServices, Services
 from server.api.wishes import Bundle, Wishes, wishes_in
 from server.policy.keys import Principal
@@ -85,7 +85,7 @@ def write_profile(
     """
     if body.shared:
         principal.require("admin")
-    bundle = Bundle(*wishes_in(body, "", "request", {}, vouched=False))
+    bundle = Bundle(*wishes_in(services, body, "", "request", {}, principal))
     written = services.profiles.put(
         Profile(
             name=name,
@@ -122,9 +122,11 @@ def _artifacts(services: Services, principal: Principal, bundle: Bundle) -> dict
     resolver.check()
     found: dict[str, str] = {}
     for wish in bundle.all:
-        digest = resolver.find(wish).digest
+        resolved, gate = resolver.find(wish), gate_of(wish.fields.gate)
         if wish.name is not None:
-            found[wish.name] = digest
+            found[wish.name] = resolved.digest
+        if gate is not None and resolved.gate_mark is not None:
+            found[gate.probe] = resolved.gate_mark.digest
     return found
 
 

@@ -124,5 +124,7 @@ def _receipt(choice: int, receipt: Receipt) -> ReceiptOut:
         "prompt_tokens": receipt.prompt_tokens,
         "generated_tokens": receipt.generated_tokens,
         "mean_relative_change": receipt.mean_relative_change,
+        "gate": receipt.gate,
         "gate_hits": receipt.gate_hits,
+        "drift": receipt.drift,
     }

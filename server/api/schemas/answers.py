@@ -13,7 +13,11 @@ from server.types import FinishReason
 
 
 class ReceiptOut(TypedDict):
-    """What one intervention really did to one choice. ``gate_hits`` is null for an intervention without a gate."""
+    """What one intervention really did to one choice.
+
+    ``gate`` is the digest of the probe it waited for, ``gate_hits`` the tokens at which that let it act; null without.
+    ``drift`` is how far the prompt lies from what a switch was trained on (1: as its training prompts); null without.
+    """
 
     choice: int
     kind: str
@@ -24,7 +28,9 @@ class ReceiptOut(TypedDict):
     prompt_tokens: int
     generated_tokens: int
     mean_relative_change: float
+    gate: str | None
     gate_hits: int | None
+    drift: float | None
 
 
 class SignatureOut(TypedDict):

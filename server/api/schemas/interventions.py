@@ -6,7 +6,7 @@ from 0 at the start of the prompt, or of the generated text.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
@@ -21,7 +21,7 @@ from server.api.schemas.bounds import (
     StrictModel,
     misused,
 )
-from server.api.schemas.unsupported import Only
+from server.types import GateSpec
 
 Position = Annotated[int, Field(ge=0, le=MAX_TOKENS)]
 PositionFromEnd = Annotated[int, Field(ge=-MAX_TOKENS, le=MAX_TOKENS)]
@@ -75,13 +75,52 @@ class ApplyIn(StrictModel):
         return self.prompt in (None, "all") and self.generation in (None, "all") and self.match is None
 
 
+class GateIn(StrictModel):
+    """Lets an intervention act only while a probe says so.
+
+    The probe reads every token of the row, before any intervention at its site. The gate opens at a token that scores
+    above ``threshold``, and closes at a later one that scores below ``release``; with ``hold`` it stays open for so
+    many tokens after the last one that opened it, or forever, whatever they score.
+    """
+
+    probe: Name
+    threshold: Bound | None = Field(default=None, description="Without it: the probe's own")
+    release: Bound | None = Field(
+        default=None, description="Without it: as far below the threshold as the probe's own are apart"
+    )
+    hold: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | Literal["forever"] | None = None
+
+    @model_validator(mode="after")
+    def _fields_fit_together(self) -> Self:
+        if self.hold is not None and self.release is not None:
+            raise misused("release", 'has no effect beside "hold": leave one of them out')
+        if self.threshold is not None and self.release is not None and self.release > self.threshold:
+            raise misused("release", 'must not be above "threshold"')
+        return self
+
+    def spec(self, probe: str | None = None) -> GateSpec:
+        """For the catalog; ``probe`` is the id that the name was bound to."""
+        return GateSpec(probe or self.probe, self.threshold, self.release, self.hold)
+
+
+Gate = Annotated[
+    Name | GateIn | None,
+    Field(description="Act only while this probe fires, on this row", examples=["harmful", {"probe": "harmful"}]),
+]
+
+
+def gate_of(gate: str | GateIn | None) -> GateIn | None:
+    """A gate that is given by the name of its probe, as the object it stands for."""
+    return GateIn(probe=gate) if isinstance(gate, str) else gate
+
+
 class SwitchIn(StrictModel):
     """A safety switch with its settings: ``h <- (1 - strength) h + strength f(h)``."""
 
     name: Name | None = Field(default=None, description="Without it: the server's default switch")
     strength: Strength = 1.0
     apply: ApplyIn | None = None
-    gate: Annotated[Any, Only()] = None
+    gate: Gate = None
 
 
 class InlineVectorIn(StrictModel):
@@ -96,12 +135,16 @@ class SteeringIn(StrictModel):
 
     vector: Name | InlineVectorIn
     strength: Strength = 1.0
+    unit: Literal["vector", "norm"] = Field(
+        default="vector",
+        description="What the strength counts: the stored vector, or the norm of the activations at its one site",
+    )
     operation: Literal["add", "ablate", "clamp"] = "add"
     sites: Sites | None = Field(default=None, description="Without it: the sites of the stored vector")
     apply: ApplyIn | None = None
     min: Bound | None = None
     max: Bound | None = None
-    gate: Annotated[Any, Only()] = None
+    gate: Gate = None
 
     @model_validator(mode="after")
     def _fields_fit_together(self) -> Self:
@@ -111,6 +154,8 @@ class SteeringIn(StrictModel):
             raise misused("min" if self.max is None else "max", message)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise misused("min", 'must not be above "max"')
+        if self.unit == "norm" and (self.operation != "add" or isinstance(self.vector, InlineVectorIn)):
+            raise misused("unit", 'the unit "norm" is for the operation "add" with a stored vector; leave it out here')
         if isinstance(self.vector, InlineVectorIn) and self.sites is not None:
             raise misused("sites", 'the sites of an inline vector belong inside "vector"; leave them out here')
         return self

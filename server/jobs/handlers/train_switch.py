@@ -7,6 +7,7 @@ from math import isfinite
 
 from pydantic import JsonValue
 
+from mappers.drift import monitor_prompts
 from mappers.errors import TrainingError
 from mappers.exchanges import Exchange, read_rows, require_twins
 from mappers.fit import Fit
@@ -42,6 +43,10 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
     before = _measure(job, "off", {}, tuned, base, validation)
     mappers, ended = _fit(job, parameters, tuned, base, training, validation)
     effect = before | _measure(job, "on", mappers, tuned, base, validation)
+    job.stage("measuring the prompts")
+    watched = monitor_prompts(
+        tuned, mappers, _prompts(training), _prompts(validation), batch_size=parameters.batch_size
+    )
     facts: dict[str, JsonValue] = {
         "base": binding(parameters.base, base).model_dump(),
         "exchanges": len(training),
@@ -55,12 +60,18 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
         target=binding(job.order.served, tuned),
         sites=tuple(map(str, sorted(mappers))),
         mapper=next(iter(mappers.values())).config,
+        drift={str(site): measured for site, (_, measured) in watched.items()},
         dtype="float32",
         training=facts | ended | training_facts(job, parameters),
         effect=effect,
         parents=(job.parent("dataset", parameters.dataset),),
     )
-    save_switch(job.staging, mappers, manifest)
+    save_switch(job.staging, mappers, manifest, {site: monitor for site, (monitor, _) in watched.items()})
+
+
+def _prompts(exchanges: Sequence[Exchange]) -> list[tuple[int, ...]]:
+    """What the served model reads before it answers; of a plain text, which has no prompt, all of it."""
+    return [one.ids[: one.answer_start] if one.answer_start > 1 else one.ids for one in exchanges]
 
 
 def _measure(

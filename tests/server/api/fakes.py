@@ -6,9 +6,11 @@ import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field, replace
 
+from mappers.sites import Site
 from server.engine.request import GenerationRequest, InterventionUpdate
 from server.engine.text import EncodedPrompt
 from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded
+from server.interventions.gates import GateMark
 from server.jobs.model import Job, JobEvent, JobState
 from server.types import (
     EngineLimits,
@@ -34,6 +36,7 @@ LIMITS = EngineLimits(
 )
 INFO = ModelInfo("fake", "FakeForCausalLM", 3, WIDTH, 1000, 2048, "float32", "cpu", "0123456789abcdef" * 4)
 KNOWN = {"safe": "switch", "other": "switch", "refusal": "vector", "joy": "vector"}
+PROBES = ("harmful", "spam")
 
 
 def id_of(name: str) -> str:
@@ -94,6 +97,13 @@ class FakeResolved:
     def digest(self) -> str:
         return id_of(self.name)
 
+    @property
+    def gate_mark(self) -> GateMark | None:
+        if self.spec.gate is None:
+            return None
+        probe = next(name for name in PROBES if self.spec.gate.probe in (name, id_of(name)))
+        return GateMark(Site(0), id_of(probe), 0.0, 0.0, 1)
+
 
 @dataclass
 class FakeCatalog:
@@ -105,6 +115,8 @@ class FakeCatalog:
 
     def resolve(self, spec: InterventionSpec) -> FakeResolved:
         self.thread = threading.current_thread()
+        if spec.gate is not None and spec.gate.probe not in (*PROBES, *map(id_of, PROBES)):
+            raise NotFound(f"there is no artifact {spec.gate.probe!r}", param=f"{spec.param}.gate")
         if isinstance(spec.source, InlineVector):
             if len(spec.source.data) != 4 * WIDTH:
                 raise InvalidRequest("wrong width", param=f"{spec.param}.vector.data", code="wrong_width")

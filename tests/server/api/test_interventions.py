@@ -7,7 +7,7 @@ import pytest
 
 from mappers.sites import Site
 from server.policy.policy import Policy
-from server.types import ALL, NONE, Apply, InlineVector, InterventionSpec, Positions
+from server.types import ALL, NONE, Apply, GateSpec, InlineVector, InterventionSpec, Positions
 from tests.server.api.conftest import CHAT, COMPLETION, bearer, ring
 from tests.server.api.fakes import WIDTH
 
@@ -105,7 +105,14 @@ def test_positions_are_those_of_each_prompt(client, engine):
         ({"vector": {"data": VECTOR}}, "steering[0].vector.sites"),
         ({"vector": {"data": "@@@@", "sites": [{"layer": 1}]}}, "steering[0].vector.data"),
         ({"vector": {"data": VECTOR[:8], "sites": [{"layer": 1}]}}, "steering[0].vector.data"),
-        ({"vector": "joy", "gate": {}}, "steering[0].gate"),
+        ({"vector": "joy", "gate": {}}, "steering[0].gate.probe"),
+        ({"vector": "joy", "gate": ""}, "steering[0].gate"),
+        ({"vector": "joy", "gate": {"probe": "harmful", "threshold": 1e7}}, "steering[0].gate.threshold"),
+        ({"vector": "joy", "gate": {"probe": "harmful", "hold": -1}}, "steering[0].gate.hold"),
+        ({"vector": "joy", "gate": {"probe": "harmful", "hold": "long"}}, "steering[0].gate.hold"),
+        ({"vector": "joy", "gate": {"probe": "harmful", "hold": 3, "release": 0}}, "steering[0].gate.release"),
+        ({"vector": "joy", "gate": {"probe": "harmful", "threshold": 1, "release": 2}}, "steering[0].gate.release"),
+        ({"vector": "unknown", "gate": "harmful"}, "steering[0].vector"),
         ({"vector": "joy", "apply": {"prompt": "some"}}, "steering[0].apply.prompt"),
         ({"vector": "joy", "apply": {"generation": "last"}}, "steering[0].apply.generation"),
         ({"vector": "joy", "apply": {"prompt": {"window": [3, 1]}}}, "steering[0].apply.prompt.window"),
@@ -127,6 +134,25 @@ def test_a_wrong_field_is_named_before_any_token(client, engine, item, param):
     assert not engine.requests
 
 
+def test_a_gate_is_a_name_or_has_settings(client, engine):
+    body = {
+        "safety_switch": {"name": "safe", "gate": "harmful"},
+        "steering": [
+            {"vector": "joy", "gate": {"probe": "spam", "threshold": 1.5, "release": -1}},
+            {"vector": INLINE, "gate": {"probe": "spam", "hold": "forever"}},
+            {"vector": "joy", "gate": {"probe": "harmful", "hold": 0}},
+            {"vector": "joy", "gate": None},
+        ],
+    }
+    assert [one.gate for one in specs(client, engine, body)] == [
+        GateSpec("harmful"),
+        GateSpec("spam", 1.5, -1.0),
+        GateSpec("spam", hold="forever"),
+        GateSpec("harmful", hold=0),
+        None,
+    ]
+
+
 def test_vectors_are_counted(client):
     assert error(client, {"steering": [{"vector": "joy"}] * 9})["param"] == "steering"
 
@@ -139,7 +165,8 @@ def test_vectors_are_counted(client):
         ({"safety_switch": {}}, "safety_switch", 400),
         ({"safety_switch": 1}, "safety_switch", 400),
         ({"safety_switch": ["safe"]}, "safety_switch", 400),
-        ({"safety_switch": {"name": "safe", "gate": {"probe": "p"}}}, "safety_switch.gate", 400),
+        ({"safety_switch": {"name": "safe", "gate": {"probe": "p"}}}, "safety_switch.gate", 404),
+        ({"safety_switch": {"name": "safe", "gate": 3}}, "safety_switch.gate", 400),
         ({"safety_switch": {"name": "safe", "strength": 101}}, "safety_switch.strength", 400),
         ({"safety_switch": {"name": "safe", "power": 1}}, "safety_switch.power", 400),
         ({"safety_switch": {"name": "safe", "apply": {"match": "zz"}}}, "safety_switch.apply.match", 400),

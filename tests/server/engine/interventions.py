@@ -1,11 +1,16 @@
 """Interventions with random tensors, resolved as the catalog would."""
 
+import math
+from dataclasses import replace
+
 import torch
 
 from mappers.mapper_config import MapperConfig
 from mappers.modules import build_mapper
+from mappers.probes import Probe
 from mappers.sites import Site
 from server.interventions.catalog import ResolvedIntervention
+from server.interventions.gates import FOREVER, Gate, GateMark
 from server.types import Apply
 
 WIDTH = 32
@@ -36,3 +41,14 @@ def switch(kind="autoencoder", residual=True, layers=(1,), strength=1.0, seed=0,
     effects = {Site(layer): mapper(kind, residual, seed + layer) for layer in layers}
     name = f"switch-{kind}-{seed}"
     return ResolvedIntervention("switch", name, name, tuple(effects), strength, apply, effects)
+
+
+def gate(layer=0, seed=0, on=0.0, off=None, hold=None) -> Gate:
+    """With hysteresis; with ``hold`` for so many tokens after the one at which it opens."""
+    probe = Probe(direction(seed), 0.1, on, on if off is None else off)
+    low, tokens = (probe.off, FOREVER) if hold is None else (-math.inf, hold + 1)
+    return Gate(GateMark(Site(layer), f"probe-{seed}", on, low, tokens), probe)
+
+
+def gated(resolved: ResolvedIntervention, by: Gate | None = None, **how) -> ResolvedIntervention:
+    return replace(resolved, gate=by or gate(**how))

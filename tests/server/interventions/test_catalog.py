@@ -7,20 +7,24 @@ import threading
 import pytest
 import torch
 
-from mappers.manifest import Manifest, ModelBinding
+from mappers.manifest import Manifest, ModelBinding, ProbeFacts, RocPoint
 from mappers.mapper_config import MapperConfig
+from mappers.probes import Probe
 from mappers.sites import Site
-from mappers.tensors import load_switch, save_switch, save_vector
+from mappers.tensors import load_switch, save_probe, save_switch, save_vector
 from server.errors import InvalidRequest, NotFound
 from server.interventions import catalog as catalog_module
 from server.interventions.catalog import Catalog
+from server.interventions.gates import FOREVER, GateMark
 from server.registry.artifacts import ArtifactRecord
-from server.types import InlineVector, InterventionSpec, ModelInfo
+from server.types import GateSpec, InlineVector, InterventionSpec, ModelInfo
 from tests.server.engine.interventions import mapper
 
 WIDTH = 32
 INFO = ModelInfo("tiny", "Llama", 3, WIDTH, 256, 256, "float32", "cpu", "a" * 64)
 CREATED = "2026-01-01T00:00:00+00:00"
+_POINT = RocPoint(threshold=0.5, false_positive_rate=0.0, true_positive_rate=1.0)
+PROBE = ProbeFacts(on=0.5, off=-0.25, choice="youden", auc=1.0, roc=(_POINT,))
 
 
 def manifest(kind: str, sites, digest=INFO.config_digest, width=WIDTH) -> Manifest:
@@ -32,6 +36,7 @@ def manifest(kind: str, sites, digest=INFO.config_digest, width=WIDTH) -> Manife
         target=ModelBinding(model="tiny", config_digest=digest, width=width),
         sites=tuple(str(site) for site in sites),
         mapper=config if kind == "switch" else None,
+        probe=PROBE if kind == "probe" else None,
         dtype="float32",
     )
 
@@ -55,6 +60,10 @@ class Shelf:
         mappers = {Site(layer): mapper(seed=layer) for layer in layers}
         self._keep(name, save_switch(self._root / name, mappers, manifest("switch", mappers, **binding)))
 
+    def probe(self, name: str, layer: int, **binding) -> None:
+        probe = Probe(torch.ones(WIDTH), 0.125, PROBE.on, PROBE.off)
+        self._keep(name, save_probe(self._root / name, probe, manifest("probe", (Site(layer),), **binding)))
+
     def _keep(self, name: str, made: Manifest) -> None:
         self.records[name] = ArtifactRecord(f"art_{name}", name, made.kind, self._root / name, made, 0.0, None, 1)
 
@@ -68,6 +77,8 @@ def shelf(tmp_path):
     shelf.vector("tiny", {Site(1): torch.full((WIDTH,), 1e-25)})
     shelf.vector("foreign", {Site(1): torch.ones(WIDTH)}, digest="b" * 64)
     shelf.switch("safe", (0, 2))
+    shelf.probe("harmful", 1)
+    shelf.probe("foreign-probe", 1, digest="b" * 64)
     return shelf
 
 
@@ -220,3 +231,39 @@ def test_32_mappers_and_256_vectors_can_be_in_use_at_once(shelf):
     vectors = [catalog.resolve(InterventionSpec("add", f"v{i}")) for i in range(256)]
     assert len({id(one.effects[one.sites[0]]) for one in mappers}) == 32
     assert [float(one.effects[one.sites[0]][0]) for one in vectors] == [float(i + 1) for i in range(256)]
+
+
+@pytest.mark.parametrize(
+    ("gate", "on", "off", "hold"),
+    [
+        (GateSpec("harmful"), 0.5, -0.25, FOREVER),
+        (GateSpec("harmful", threshold=2.0), 2.0, 1.25, FOREVER),
+        (GateSpec("harmful", threshold=2.0, release=0.0), 2.0, 0.0, FOREVER),
+        (GateSpec("harmful", release=0.5), 0.5, 0.5, FOREVER),
+        (GateSpec("harmful", hold=3), 0.5, -math.inf, 4),
+        (GateSpec("harmful", threshold=2.0, hold="forever"), 2.0, -math.inf, FOREVER),
+    ],
+)
+def test_a_gate_is_the_probes_own_or_as_asked(catalog, gate, on, off, hold):
+    found = catalog.resolve(InterventionSpec("add", "happy", gate=gate))
+    assert found.gate_mark == GateMark(Site(1), "art_harmful", on, off, hold)
+    assert (found.gate.probe.bias, found.gate.probe.weight_D.tolist()) == (0.125, [1.0] * WIDTH)
+    assert catalog.resolve(InterventionSpec("add", "happy")).gate is None
+
+
+@pytest.mark.parametrize(
+    ("operation", "source", "gate", "param", "code"),
+    [
+        ("add", "happy", GateSpec("nothing"), "steering.gate", "not_found"),
+        ("add", "happy", GateSpec("two-sites"), "steering.gate", "wrong_artifact_kind"),
+        ("add", "happy", GateSpec("foreign-probe"), "steering.gate", "wrong_model"),
+        ("add", "two-sites", GateSpec("harmful"), "steering.gate", "gate_too_late"),
+        ("switch", "safe", GateSpec("harmful"), "steering.gate", "gate_too_late"),
+        ("add", "happy", GateSpec("harmful", release=0.75), "steering.gate.release", "invalid_request"),
+        ("add", "harmful", None, "steering.vector", "wrong_artifact_kind"),
+    ],
+)
+def test_a_gate_that_cannot_work_is_refused(catalog, operation, source, gate, param, code):
+    with pytest.raises((InvalidRequest, NotFound)) as refused:
+        catalog.resolve(InterventionSpec(operation, source, gate=gate))
+    assert (refused.value.param, refused.value.code) == (param, code)

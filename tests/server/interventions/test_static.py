@@ -12,7 +12,8 @@ from server.interventions.active import ActiveIntervention
 from server.interventions.draft import PlanRow
 from server.interventions.meter import MeterBank
 from server.interventions.plan import BatchPlan
-from server.interventions.static import NotStatic, StaticPlan, Structure
+from server.interventions.static import StaticPlan
+from server.interventions.structure import NotStatic, Structure
 from tests.server.engine.interventions import WIDTH, switch, vector
 from tests.server.engine.test_hooks import Stage
 

@@ -8,6 +8,7 @@ from server.errors import InvalidRequest, NotPermitted, Unavailable
 from server.policy.document import Limits, NameRules, PolicyDocument, StrengthRange
 from server.policy.keys import Principal
 from server.policy.policy import Named, Policy, Setting
+from server.types import GateSpec
 
 USER = Principal("user", frozenset({"infer", "steer"}))
 CHIEF = Principal("chief", frozenset({"infer", "steer", "unswitch"}))
@@ -66,6 +67,51 @@ def test_a_default_in_some_places_is_kept_by_those_places_or_all():
     assert Policy().check_default(USER, [half], [SAFE], "x") == ()
     with pytest.raises(NotPermitted):
         Policy().check_default(USER, [half], [switch(artifact="art_1", everywhere=False, details="less")], "x")
+
+
+GATED = switch(artifact="art_1", everywhere=False, details=(None, GateSpec("p")), gate=GateSpec("p"))
+
+
+@pytest.mark.parametrize(
+    ("default", "wanted", "weakens"),
+    [
+        (SAFE, GATED, True),
+        (GATED, GATED, False),
+        (GATED, SAFE, False),
+        (GATED, switch(artifact="art_1", everywhere=False, details=(None, GateSpec("p", 9.0))), True),
+        (GATED, switch(artifact="art_1", everywhere=False, details=(None, GateSpec("q"))), True),
+    ],
+)
+def test_a_gate_of_ones_own_weakens_the_default(default, wanted, weakens):
+    assert bool(Policy().check_default(CHIEF, [default], [wanted], "x")) is weakens
+
+
+@pytest.mark.parametrize(
+    ("gate", "probes", "allowed"),
+    [
+        (GateSpec("p"), {"p", "art_p"}, True),
+        (GateSpec("alias"), {"alias", "p", "art_p"}, True),
+        (GateSpec("p"), {"moved"}, False),
+        (GateSpec("p", threshold=-9.0), {"p"}, False),
+        (GateSpec("p", hold=3), {"p"}, False),
+        (GateSpec("q"), {"q"}, False),
+        (None, set(), False),
+    ],
+)
+def test_a_required_gate_can_not_be_removed_or_widened(gate, probes, allowed):
+    policy = Policy(document=PolicyDocument.model_validate({"gates": {"joy": {"probe": "p"}}}))
+    asked = Named(
+        Setting("vector", "j", 2.0, "steering[0]", gate=gate), frozenset({"j", "joy"}), probes=frozenset(probes)
+    )
+    assert policy.names_matter(USER)
+    if allowed:
+        policy.check_rules(USER, [asked], [], [], "x")
+        return
+    with pytest.raises(NotPermitted, match=r'"gate": \{"probe":"p"\}') as refused:
+        policy.check_rules(CHIEF, [asked], [], [], "x")
+    assert (refused.value.code, refused.value.param) == ("gate_required", "steering[0].gate")
+    off = Named(Setting("vector", "j", 0.0, "steering[0]"), frozenset({"joy"}))
+    policy.check_rules(USER, [off, Named(SAFE, frozenset({"safe"}))], [], [], "x")
 
 
 @given(

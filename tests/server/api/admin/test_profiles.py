@@ -5,6 +5,7 @@ import struct
 
 import pytest
 
+from server.types import GateSpec
 from tests.server.api.conftest import COMPLETION, bearer, ring
 from tests.server.api.fakes import WIDTH, FakeCatalog, id_of
 
@@ -85,6 +86,18 @@ def test_a_profile_keeps_to_the_artifacts_it_was_written_with(client, catalog, e
     answer = ask(client, model="fake:calm")
     assert engine.requests[answer["id"]].interventions[0].spec.source == id_of("safe")
     assert answer["interlock"]["interventions"][0]["name"] == "safe"
+
+
+def test_a_profile_is_bound_to_the_probes_of_its_gates(client, engine):
+    gated = {"safety_switch": {"name": "safe", "gate": "harmful"}}
+    written = put(client, shared=True, steering=[{"vector": "joy", "gate": {"probe": "spam", "hold": 4}}], **gated)
+    assert written["artifacts"] == {name: id_of(name) for name in ("safe", "harmful", "joy", "spam")}
+    assert written["safety_switch"]["gate"] == "harmful"
+    for body in ({}, gated, {"safety_switch": {"gate": id_of("harmful")}}):
+        answer = ask(client, model="fake:calm", **body)
+        switch, joy = [resolved.spec for resolved in engine.requests[answer["id"]].interventions]
+        assert (switch.gate, joy.gate) == (GateSpec(id_of("harmful")), GateSpec(id_of("spam"), hold=4))
+    assert put(client, status=404, steering=[{"vector": "joy", "gate": "nothing"}])["param"] == "steering[0].gate"
 
 
 def test_inline_vectors_and_nothing_at_all_can_be_profiles(client):

