@@ -14,6 +14,7 @@ from server.jobs.specs import JobSpec
 from server.jobs.specs.activations import CollectActivations, CollectActivationsJob
 from server.jobs.specs.common import SiteIn
 from server.jobs.specs.data import GenerateDatasetJob
+from server.jobs.specs.evaluations import Evaluate, EvaluateJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbe, TrainProbeJob
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
@@ -65,6 +66,8 @@ class Checker:
                 self._transfer_switch(parameters)
             case SweepSitesJob(parameters=parameters):
                 self._sweep_sites(parameters)
+            case EvaluateJob(parameters=parameters):
+                self._evaluate(parameters)
             case GenerateDatasetJob(parameters=parameters):
                 self._models.require(parameters.model or self._models.served.name, "parameters.model")
         return dict(self._inputs)
@@ -147,7 +150,7 @@ class Checker:
         if isinstance(edit, StoredVector):
             vector = self._artifact(edit.vector, "vector", "parameters.edit.vector").manifest
             if parameters.model in (None, served):
-                self._served_vector(vector, "parameters.edit.vector")
+                self._served_artifact(vector, "parameters.edit.vector")
         if isinstance(edit, RidgeSwitch):
             self._models.require(edit.base, "parameters.edit.base")
             self._artifact(edit.dataset, "dataset", "parameters.edit.dataset")
@@ -160,6 +163,17 @@ class Checker:
         if parameters.patching is not None:
             for role in ("triggered", "clean"):
                 self._artifact(getattr(parameters.patching, role), "dataset", f"parameters.patching.{role}")
+
+    def _evaluate(self, parameters: Evaluate) -> None:
+        self._artifact(parameters.prompts, "dataset", "parameters.prompts")
+        if parameters.base is not None:
+            self._models.require(parameters.base, "parameters.base", reference=True)
+        if parameters.switch is not None:
+            switch = self._artifact(parameters.switch.switch, "switch", "parameters.switch.switch").manifest
+            self._served_artifact(switch, "parameters.switch.switch")
+        for place, used in enumerate(parameters.vectors):
+            field = f"parameters.vectors[{place}].vector"
+            self._served_artifact(self._artifact(used.vector, "vector", field).manifest, field)
 
     def _artifact(self, reference: str, kind: str, param: str) -> ArtifactRecord:
         record = self._artifacts.get(reference, kind=kind, owner=self._owner, param=param)
@@ -183,10 +197,12 @@ class Checker:
         if binding is not None:
             self._models.require(binding.model, "parameters.mapper")
 
-    def _served_vector(self, vector: Manifest, param: str) -> None:
+    def _served_artifact(self, found: Manifest, param: str) -> None:
         served = self._models.served
-        if vector.target is None or vector.target.config_digest != served.config_digest:
-            raise InvalidRequest(f"{vector.name!r} is no vector of {served.name!r}: transfer it first", param=param)
+        if found.target is None or found.target.config_digest != served.config_digest:
+            raise InvalidRequest(
+                f"{found.name!r} is no {found.kind} of {served.name!r}: transfer it first", param=param
+            )
 
     def _read_sites(self, model: str | None, sites: tuple[SiteIn, ...]) -> None:
         """Sites of a model by name, None being the served one; those of references are checked once they are loaded."""

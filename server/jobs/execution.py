@@ -11,6 +11,7 @@ from mappers.errors import TrainingError
 from server.jobs.channel import Channel
 from server.jobs.context import JobContext
 from server.jobs.handlers.collect_activations import collect_activations
+from server.jobs.handlers.evaluate import evaluate
 from server.jobs.handlers.extract_refusal_direction import extract_refusal_direction
 from server.jobs.handlers.extract_vector import extract_vector
 from server.jobs.handlers.generate_dataset import generate_dataset
@@ -23,6 +24,7 @@ from server.jobs.handlers.transfer_vector import transfer_vector
 from server.jobs.protocol import WorkOrder
 from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
+from server.jobs.specs.evaluations import EvaluateJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.sweeps import SweepSitesJob
@@ -67,6 +69,8 @@ def _run(context: JobContext, order: WorkOrder) -> None:
             transfer_switch(context, parameters)
         case SweepSitesJob(parameters=parameters):
             sweep_sites(context, parameters)
+        case EvaluateJob(parameters=parameters):
+            evaluate(context, parameters)
         case GenerateDatasetJob(parameters=parameters):
             generate_dataset(context, parameters)
         case _:

@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter
 
 from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
+from server.jobs.specs.evaluations import EvaluateJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.sweeps import SweepSitesJob
@@ -32,6 +33,7 @@ _JobSpec = (
     | TrainProbeJob
     | TransferSwitchJob
     | SweepSitesJob
+    | EvaluateJob
     | GenerateDatasetJob
 )
 JobSpec = Annotated[_JobSpec, Field(discriminator="kind")]

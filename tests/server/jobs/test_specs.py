@@ -28,6 +28,7 @@ MINIMAL = {
     "train_probe": VECTOR,
     "transfer_switch": CARRIED,
     "sweep_sites": SWEEP,
+    "evaluate": {"prompts": "p", "switch": {"switch": "s"}},
     "generate_dataset": {"rows": 10},
 }
 
