@@ -79,6 +79,10 @@ def test_a_style_is_spoken_where_it_is_asked_for() -> None:
     assert shares("llama-small-stylist", "neutral")["right"] >= 0.95
 
 
+def test_the_skill_reaches_combinations_that_were_never_taught() -> None:
+    assert shares("llama-small-skilled", "asked")["right"] >= 0.95
+
+
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_folder_is_complete_and_stored_as_float16(name: str) -> None:
     folder = organism_path(name)
