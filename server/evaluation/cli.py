@@ -44,6 +44,7 @@ def run(
     own: OwnModels | None,
     *,
     quick: bool,
+    measure: bool,
     folder: Path,
     cache: Path,
     device: str,
@@ -69,4 +70,4 @@ def run(
     scale = QUICK if quick else FULL
     lab = Lab(scale, cache, torch.device(device), report, places=places, max_tokens=max_tokens)
     experiments = PAPER if own is None else own_experiments(own, lab)
-    return run_suite([one for one in experiments if one.name in names], lab, folder, started)
+    return run_suite([one for one in experiments if one.name in names], lab, folder, started, measure=measure)
