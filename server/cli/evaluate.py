@@ -24,6 +24,7 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, fewer prompts and pairs: minutes instead of hours.")
     ] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, max=100, help="1 with --quick, else 3.")] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -69,7 +70,7 @@ def evaluate(
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         cache = organisms or out / "organisms"
         summary = run(
-            only or names, own, quick=quick, measure=not kept, folder=out, cache=cache, device=device,
+            only or names, own, quick=quick, seeds=seeds, measure=not kept, folder=out, cache=cache, device=device,
             max_tokens=max_tokens, bar=bar,
         )  # fmt: skip
     if as_json:

@@ -50,6 +50,8 @@ def run_suite(
     measured: dict[str, dict[Cell, Figures]] = {experiment.name: {} for experiment in experiments}
     seconds = 0.0
     for number, (experiment, cell) in enumerate(planned, start=1):
+        if not measure and not all(map(lab.has, cell.models)):
+            continue
         key = _key(experiment, cell, lab)
         figures = ledger.find(key)
         started(Started(experiment.name, cell, number, len(planned), figures is not None))
