@@ -92,7 +92,7 @@ def ensure_organism(
 
 
 def find_organism(name: str, cache_dir: Path, seed: int = 0, *, recipes: Recipes = RECIPES) -> Path | None:
-    """The folder of an organism made with this seed and recipe, shipped or in ``cache_dir``; None where there is none."""
+    """The folder of an organism made with this seed and recipe, shipped or in ``cache_dir``, if there is one."""
     return _found(organism(name), cache_dir, seed, recipes)
 
 
