@@ -66,9 +66,8 @@ def evaluate(
         own = own_models(models or (), prompts, trigger, marker)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--models") from error
-    console = Console(stderr=as_json)
+    console, cache = Console(stderr=as_json), organisms or out / "organisms"
     with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
-        cache = organisms or out / "organisms"
         summary = run(
             only or names, own, quick=quick, seeds=seeds, measure=not kept, folder=out, cache=cache, device=device,
             max_tokens=max_tokens, bar=bar,
