@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mappers.mapper_config import MapperKind
-from server.jobs.specs.common import (
+from server.jobs.specs.fields import (
     BatchSize,
     Count,
     Fraction,
