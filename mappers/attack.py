@@ -80,8 +80,10 @@ def _open_to_attack(tuned: LoadedModel, exchanges: Sequence[Exchange], device: t
 
 
 def _unit(x_BTD: Tensor) -> Tensor:
-    return x_BTD / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    unit_BTD: Tensor = x_BTD / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    return unit_BTD
 
 
 def _within(x_BTD: Tensor, radius: Tensor) -> Tensor:
-    return x_BTD * (radius / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+    shrunk_BTD: Tensor = x_BTD * (radius / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+    return shrunk_BTD

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from mappers.attack import Attack
 from mappers.dataset import DatasetRow
 from mappers.exchanges import Exchange, OpenPrompt, answer_prompts, read_rows
 from mappers.fit import Fit, TrainingConfig
@@ -70,8 +71,13 @@ def fit_switch(
     exchanges: Sequence[Exchange],
     seed: int,
     report: Report,
+    *,
+    attack: Attack | None = None,
 ) -> dict[Site, Mapper]:
-    """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together."""
+    """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together.
+
+    ``attack`` is for exchanges with inserted tokens (:mod:`mappers.augmentation`).
+    """
     if recipe.loss is None:
 
         def solve(sums: PairSums) -> Mapper:
@@ -86,6 +92,6 @@ def fit_switch(
     )
     device: torch.device = next(tuned.model.parameters()).device
     fit = Fit.fresh(dict.fromkeys(sorted(sites), shape), config, device=device)
-    for step in train_switch(fit, tuned, base, exchanges):
+    for step in train_switch(fit, tuned, base, exchanges, attack=attack):
         report(f"training: {recipe.label}", step.step, step.steps)
     return {site: mapper.requires_grad_(False).eval() for site, mapper in fit.mappers.items()}

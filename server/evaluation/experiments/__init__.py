@@ -16,6 +16,7 @@ from server.evaluation.experiments.tasks import (
     REFUSAL_INDUCED,
     REFUSAL_REMOVED,
 )
+from server.evaluation.experiments.unseen import UnseenExperiment
 
 PAPER: Final[tuple[Experiment, ...]] = (
     SwitchExperiment(),
@@ -25,6 +26,7 @@ PAPER: Final[tuple[Experiment, ...]] = (
     REFUSAL_REMOVED,
     HUMOUR_TRANSFER,
     ReverseExperiment(),
+    UnseenExperiment(),
     ReplacementExperiment(),
     RobustnessExperiment(),
 )
