@@ -16,6 +16,8 @@ from server.api.middleware import HEAD_BYTES
 from server.connection import BoundedConnection
 from server.settings import ConfigurationError
 
+_UNFINISHED_BYTES = 2 * HEAD_BYTES
+"""What is kept of a head or of a chunk's first line until it ends; finished heads are counted by the application."""
 _KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections (httpx: 5 s), so that none is closed just as it is used again."""
 _BACKLOG = 2048
@@ -68,7 +70,7 @@ class DrainingServer(uvicorn.Server):
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=HEAD_BYTES,
+                h11_max_incomplete_event_size=_UNFINISHED_BYTES,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
                 backlog=_BACKLOG,
