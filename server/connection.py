@@ -8,9 +8,7 @@ from secrets import token_hex
 
 import h11
 import structlog
-from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.server import ServerState
 
 from server.api.errors import error_body, status_of
 from server.errors import InvalidRequest, RequestError, RequestTimeout
@@ -18,7 +16,7 @@ from server.errors import InvalidRequest, RequestError, RequestTimeout
 RECEIVE_S = 30.0
 """Seconds from a connection's or request's first byte until the request has arrived, bodies aside."""
 BODY_BYTES_PER_S = 16 * 1024
-"""Each that is received of a body gives the request a second more."""
+"""The pace a body may not fall below: every so many bytes give the request a second more."""
 
 _log = structlog.get_logger(__name__)
 
@@ -30,11 +28,9 @@ class BoundedConnection(H11Protocol):
     the first byte of each further one. What is sent after an answer (the rest of a body nobody wanted) buys no time.
     """
 
-    def __init__(self, config: Config, server_state: ServerState, app_state: dict[str, object]) -> None:
-        super().__init__(config, server_state, app_state)
-        self._clock: asyncio.TimerHandle | None = None
-        self._due = 0.0
-        self._heard = False
+    _clock: asyncio.TimerHandle | None = None
+    _due = 0.0
+    _heard = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
         """Starts the clock."""

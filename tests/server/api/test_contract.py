@@ -14,7 +14,7 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi import checks
 
-from tests.server.api.conftest import bearer, ring
+from tests.server.api.conftest import LEAK, bearer, ring
 
 EVERY = {"infer", "steer", "unswitch", "train", "admin", "metrics"}
 CHECKS = [
@@ -43,6 +43,8 @@ def problems(operation: APIOperation[Any, Any], mode: GenerationMode) -> Iterato
         response = case.call(headers=bearer("root"))
         if str(response.status_code) not in operation.definition.raw["responses"]:
             found[f"{operation.label}: {response.status_code} is not documented: {response.text[:300]}"] = None
+        if response.status_code >= 400 and LEAK.search(response.text):
+            found[f"{operation.label}: tells where it runs: {response.text[:300]}"] = None
         try:
             case.validate_response(response, checks=CHECKS, headers=bearer("root"))
         except (AssertionError, schemathesis.errors.SchemathesisError, BaseExceptionGroup) as failure:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from server import connection
 from server.api.middleware import HEAD_BYTES
-from tests.server.api.conftest import COMPLETION, bearer, ring
+from tests.server.api.conftest import COMPLETION, LEAK, bearer, ring
 from tests.server.listening import serving
 
 HEAD = b"Host: x\r\nAuthorization: Bearer alice\r\n"
@@ -123,6 +123,8 @@ def problem_of(url: str, payload: bytes) -> str | None:
             return repr(error)
     if not 400 <= answer.status < 500:
         return f"status {answer.status}"
+    if leaked := LEAK.search(body.decode()):
+        return f"tells {leaked[0]!r}"
     error = json.loads(body)["error"]
     return None if error["request_id"] == answer.headers["X-Request-Id"] else f"no request id: {error}"
 
