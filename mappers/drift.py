@@ -42,7 +42,7 @@ class DriftMonitor:
         """Normalised squared distance of each activation, ``(N,)``."""
         x_ND = h_ND - self.mean_D
         z_NR = x_ND @ self.basis_RD.T
-        outside_N = torch.addmm(x_ND, z_NR, self.basis_RD, alpha=-1).square().sum(-1)
+        outside_N = (x_ND - z_NR @ self.basis_RD).square().sum(-1)
         inside_N = (z_NR.square() / self.variances_Q[:-1]).sum(-1)
         return (inside_N + outside_N / self.variances_Q[-1]) / x_ND.shape[-1]
 

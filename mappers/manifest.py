@@ -18,7 +18,7 @@ NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 TENSOR_FILE = "tensors.safetensors"
 ROWS_FILE = "rows.jsonl"
 MAX_ROC_POINTS = 64
-MAX_DRIFT_COMPONENTS = 16
+MAX_DRIFT_COMPONENTS = 64
 REPORT_FILE = "report.json"
 MAX_FILES = 400
 _MAX_JSON = 65_536
@@ -104,10 +104,11 @@ class Manifest(_Part):
     """Everything about an artifact that is not a tensor or a row.
 
     ``sites`` are those of the target model (which for activations is the one that was read), ``source_sites`` those a
-    mapper reads. ``norms`` holds the Euclidean norm of a vector per target site; ``probe`` says how a probe is read,
-    ``drift`` what a switch with monitors (``mappers.drift``) was trained on, ``transfer`` how a vector was transferred.
-    ``training`` describes the distribution a fit has seen (datasets
-    with digests, tokens, losses, steps, seed), ``effect`` what was measured.
+    mapper reads. ``norms`` holds the Euclidean norm of a vector per target site, ``site_norms`` the root mean square
+    norm of the residual stream there on the vector's prompts; ``probe`` says how a probe is read, ``drift`` what a
+    switch with monitors (``mappers.drift``) was trained on, ``transfer`` how a vector was transferred. ``training``
+    describes the distribution a fit has seen (datasets with digests, tokens, losses, steps, seed), ``effect`` what was
+    measured.
 
     Raises pydantic's ValidationError (a ValueError) where parts contradict each other.
     """
@@ -130,6 +131,7 @@ class Manifest(_Part):
     parents: tuple[Parent, ...] = Field(default=(), max_length=64)
     transfer: dict[Key, JsonValue] | None = Field(default=None, max_length=64)
     norms: dict[SiteText, FiniteFloat] = Field(default_factory=dict, max_length=512)
+    site_norms: dict[SiteText, FiniteFloat] = Field(default_factory=dict, max_length=512)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -195,11 +197,16 @@ def _check_kind(manifest: Manifest) -> None:
         raise ValueError("a mapper needs source, one site and one source site")
 
 
+_LATER_PARTS = ("probe", "drift", "site_norms")
+
+
 def canonical_json(manifest: Manifest, *, with_files: bool = True) -> bytes:
-    """The manifest as UTF-8 JSON with sorted keys and no white space: equal manifests give equal bytes."""
+    """The manifest as UTF-8 JSON with sorted keys and no white space: equal manifests give equal bytes.
+
+    Parts that came later are left out where they are empty: an artifact without them keeps the id it has always had.
+    """
     content = manifest.model_dump(mode="json", exclude=None if with_files else {"files"})
-    # Parts that came later: without them an artifact keeps the id it has always had.
-    content = {name: part for name, part in content.items() if part or name not in ("probe", "drift")}
+    content = {name: part for name, part in content.items() if part or name not in _LATER_PARTS}
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

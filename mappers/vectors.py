@@ -1,24 +1,83 @@
-"""Steering vectors: extraction by difference in means, transfer through a mapper, controls.
+"""Steering vectors: activations of prompts, transfer through a mapper, norms and controls.
 
 Shapes: R rows (prompts), N tokens, S width of the source model, D width of the target model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.functional import jvp
 from torch.nn import functional as F
 
-from mappers.activations.collect import collect
+from mappers.activations.collect import ActivationBatch, collect
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
 from mappers.modules import AutoencoderMapper, Mapper
 from mappers.sites import Site
 
-Position = Literal["last", "mean"]
+Position = Literal["last", "mean"] | int
+"""Where a prompt is read: its ``last`` token, the ``mean`` over its tokens, or an index, negative from the end."""
+
+Pick = Callable[[int, Tensor], Tensor]
+"""What is kept of the activations ``h_ND`` of a sequence, whose number comes first."""
+
+Direction = Callable[[Tensor, Tensor], Tensor]
+"""A method: ``(positive_RD, negative_RD)`` to a direction ``v_D``; see :mod:`mappers.directions`."""
+
+
+class SiteNorms:
+    """Root mean square norm of the residual stream at each site, over a stream of batches (float64 sums).
+
+    The first token of a sequence of several is left out: many models keep an attention sink there, of a norm that is
+    hundreds of times that of any token.
+    """
+
+    def __init__(self) -> None:
+        self._squares: dict[Site, float] = {}
+        self._tokens = 0
+
+    def add(self, batch: ActivationBatch) -> None:
+        """Counts the real tokens of a batch."""
+        counted_BT = batch.mask_BT.clone()
+        counted_BT[batch.mask_BT.sum(1) > 1, 0] = False
+        self._tokens += int(counted_BT.sum())
+        for site, h_BTD in batch.hidden.items():
+            squares = h_BTD[counted_BT].double().square().sum()
+            self._squares[site] = self._squares.get(site, 0.0) + float(squares)
+
+    def values(self) -> dict[Site, float]:
+        """The norms so far; empty without tokens."""
+        return {site: float((squares / self._tokens) ** 0.5) for site, squares in self._squares.items()}
+
+
+def picked_activations(
+    loaded: LoadedModel,
+    sites: Sequence[Site],
+    sequences: Sequence[Sequence[int]],
+    pick: Pick,
+    *,
+    batch_size: int,
+    norms: SiteNorms | None = None,
+) -> dict[Site, list[Tensor]]:
+    """What ``pick`` keeps of each sequence, per site, in the sequences' order (float32, on the CPU).
+
+    ``norms`` counts every token that passes. Raises DataError where there is no sequence or an empty one.
+    """
+    if not sequences or not all(sequences):
+        raise DataError("a vector needs prompts of at least one token: take empty rows out of the dataset")
+    found: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
+    for batch in collect(loaded, sites, sequences, batch_size=batch_size):
+        if norms is not None:
+            norms.add(batch)
+        lengths = batch.mask_BT.sum(1)
+        for site, h_BTD in batch.hidden.items():
+            for place, row in enumerate(batch.rows):
+                found[site][row] = pick(row, h_BTD[place, : int(lengths[place])]).cpu()
+    return {site: [rows[row] for row in range(len(sequences))] for site, rows in found.items()}
 
 
 def row_activations(
@@ -28,21 +87,20 @@ def row_activations(
     *,
     position: Position,
     batch_size: int,
+    norms: SiteNorms | None = None,
 ) -> dict[Site, Tensor]:
-    """One float32 activation ``h_RD`` per site and sequence: at its ``last`` token, or the ``mean`` over its tokens.
+    """One activation ``h_RD`` per site and sequence, at ``position``; otherwise as :func:`picked_activations`.
 
-    Raises DataError where there is no sequence or an empty one.
+    Raises DataError for a sequence that is too short to have the position.
     """
-    if not sequences or not all(sequences):
-        raise DataError("a vector needs prompts of at least one token: take empty rows out of the dataset")
-    rows: dict[Site, dict[int, Tensor]] = {site: {} for site in sites}
-    for batch in collect(loaded, sites, sequences, batch_size=batch_size):
-        lengths = batch.mask_BT.sum(1)
-        for site, h_BTD in batch.hidden.items():
-            for place, row in enumerate(batch.rows):
-                h_ND = h_BTD[place, : int(lengths[place])]
-                rows[site][row] = (h_ND[-1] if position == "last" else h_ND.mean(0)).cpu()
-    return {site: torch.stack([found[row] for row in range(len(sequences))]) for site, found in rows.items()}
+    if isinstance(position, int) and sequences and min(map(len, sequences)) < (position + 1, -position)[position < 0]:
+        raise DataError(f"a prompt has no token at position {position}: take short rows out of the dataset")
+
+    def pick(_row: int, h_ND: Tensor) -> Tensor:
+        return h_ND.mean(0) if position == "mean" else h_ND[-1 if position == "last" else position]
+
+    found = picked_activations(loaded, sites, sequences, pick, batch_size=batch_size, norms=norms)
+    return {site: torch.stack(rows) for site, rows in found.items()}
 
 
 def difference_in_means(positive_RD: Tensor, negative_RD: Tensor) -> Tensor:
@@ -50,17 +108,39 @@ def difference_in_means(positive_RD: Tensor, negative_RD: Tensor) -> Tensor:
     return positive_RD.mean(0) - negative_RD.mean(0)
 
 
-def transfer_by_pairs(mapper: Mapper, positive_RS: Tensor, negative_RS: Tensor) -> Tensor:
-    """``mean f(h+) - mean f(h-)``, shape ``(D,)``: the bias cancels, and a ReLU map is read where it was trained."""
+def transfer_by_pairs(
+    mapper: Mapper, positive_RS: Tensor, negative_RS: Tensor, direction: Direction = difference_in_means
+) -> Tensor:
+    """The vector's own method over mapped activations, shape ``(D,)``: by default ``mean f(h+) - mean f(h-)``.
+
+    The bias cancels, and a ReLU map is read where it was trained.
+    """
     with torch.no_grad():
-        return difference_in_means(mapper(positive_RS), mapper(negative_RS))
+        return direction(mapper(positive_RS), mapper(negative_RS))
 
 
 def transfer_linear(mapper: Mapper, v_S: Tensor) -> Tensor:
     """``W v``, shape ``(D,)``; raises DataError for a mapper that is not affine."""
+    return linear_part(mapper) @ v_S
+
+
+def transfer_by_jacobian(mapper: Mapper, mean_S: Tensor, v_S: Tensor) -> Tensor:
+    """``J_f(mean) v``, shape ``(D,)``: the map's derivative along ``v`` at a typical activation.
+
+    For a ReLU map where only the vector is at hand; for an affine one it is ``W v``.
+    """
+    mapped_D: Tensor = jvp(mapper, mean_S, v_S)[1]  # type: ignore[no-untyped-call]
+    return mapped_D
+
+
+def linear_part(mapper: Mapper) -> Tensor:
+    """The matrix ``W_DS`` of an affine mapper of any kind; raises DataError for an autoencoder, which has none."""
     if isinstance(mapper, AutoencoderMapper):
-        raise DataError("rule 'linear' needs an affine mapper, of any kind: use rule 'pairs' for an autoencoder")
-    return mapper.linear_part() @ v_S
+        raise DataError(
+            "an affine mapper is needed here, and an autoencoder is none: use another, or for a vector the rule "
+            "'pairs' or 'jacobian'"
+        )
+    return mapper.linear_part()
 
 
 def rescale(v_D: Tensor, norm: float) -> Tensor:
@@ -69,11 +149,6 @@ def rescale(v_D: Tensor, norm: float) -> Tensor:
     if length == 0.0:
         raise DataError("the vector is zero and has no direction to rescale: check that the two datasets differ")
     return v_D * (norm / length)
-
-
-def rms_norm(h_ND: Tensor) -> float:
-    """Root mean square of the tokens' Euclidean norms at a site: the unit of a norm given as a fraction."""
-    return float(h_ND.square().sum(-1).mean().sqrt())
 
 
 def cosine(a_D: Tensor, b_D: Tensor) -> float:

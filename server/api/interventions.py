@@ -136,11 +136,11 @@ def check_default(services: Services, principal: Principal) -> None:
 def check_loads(services: Services, profile: str, param: str) -> None:
     """Raises InvalidRequest where the profile cannot be applied to the served model. One that is not there passes."""
     found = services.profiles.find(profile)
-    for wish in () if found is None else bundle_of(found, "profile").all:
-        try:
+    try:
+        for wish in () if found is None else bundle_of(services, found, "profile").all:
             resolve(services, wish, wish.anywhere())
-        except InterlockError as error:
-            raise InvalidRequest(f"the profile {profile!r} cannot be applied: {error.message}", param=param) from error
+    except InterlockError as error:
+        raise InvalidRequest(f"the profile {profile!r} cannot be applied: {error.message}", param=param) from error
 
 
 def _without_names(wish: Wish) -> Named:

@@ -24,7 +24,8 @@ from server.api.schemas.interventions import (
 )
 from server.api.select import compile_apply
 from server.api.services import Services
-from server.errors import InvalidRequest, Unavailable
+from server.api.units import in_vector_units
+from server.errors import InvalidRequest, RequestError, Unavailable
 from server.policy.keys import Principal
 from server.policy.policy import Policy, Setting
 from server.policy.profiles import Profile
@@ -164,10 +165,10 @@ def wishes_of(
     """
     policy = services.policy
     default = default_bundle(services, policy, principal)
-    base = default if profile is None else bundle_of(profile, "profile")
+    base = default if profile is None else bundle_of(services, profile, "profile")
     if profile is not None and base.steering and not profile.shared:
         principal.require("steer")
-    return _composed(policy, principal, _Said.of(fields, headers, within), base, default)
+    return _composed(services, principal, _Said.of(fields, headers, within), base, default)
 
 
 def changes_of(services: Services, principal: Principal, fields: InterventionFields) -> Wishes:
@@ -179,7 +180,7 @@ def changes_of(services: Services, principal: Principal, fields: InterventionFie
         whole.steering if fields.steering is not None else (),
         whole.profile,
     )
-    return _composed(policy, principal, _Said.of(fields, InterventionHeaders()), default, default)
+    return _composed(services, principal, _Said.of(fields, InterventionHeaders()), default, default)
 
 
 def default_bundle(services: Services, policy: Policy, principal: Principal) -> Bundle:
@@ -189,24 +190,41 @@ def default_bundle(services: Services, policy: Policy, principal: Principal) -> 
         profile = services.profiles.find(name)
         if profile is None:
             raise Unavailable(f"the default profile {name!r} is gone: write it again", code="default_unavailable")
-        return bundle_of(profile, "default")
+        try:
+            return bundle_of(services, profile, "default")
+        except RequestError as error:
+            raise Unavailable(
+                f"the default profile {name!r} cannot be applied: {error.message}", code="default_unavailable"
+            ) from error
     if policy.default_switch is None:
         return Bundle()
     switch = SwitchIn(name=policy.default_switch)
     return Bundle(Wish(switch, "safety_switch", "default", policy.switch_artifact, vouched=True))
 
 
-def bundle_of(profile: Profile, origin: Origin) -> Bundle:
-    """The interventions of a stored profile, bound to the artifacts it was written with."""
+def bundle_of(services: Services, profile: Profile, origin: Origin) -> Bundle:
+    """The interventions of a stored profile, bound to the artifacts it was written with.
+
+    Raises NotFound or InvalidRequest where a strength in norms has lost the vector it counts in.
+    """
     fields = InterventionFields.model_validate(profile.content)
-    switch, steering = wishes_in(fields, "profile.", origin, profile.artifacts, vouched=True)
+    switch, steering = wishes_in(services, fields, "profile.", origin, profile.artifacts)
     return Bundle(switch, steering, profile.name)
 
 
 def wishes_in(
-    fields: InterventionFields, prefix: str, origin: Origin, artifacts: Mapping[str, str], *, vouched: bool
+    services: Services,
+    fields: InterventionFields,
+    prefix: str,
+    origin: Origin,
+    artifacts: Mapping[str, str],
+    writer: Principal | None = None,
 ) -> tuple[Wish | None, tuple[Wish, ...]]:
-    """The switch and the vectors of a profile; raises InvalidRequest for a switch without a name."""
+    """The switch and the vectors of a profile, whose names ``writer`` has to be allowed to use; None vouches for them.
+
+    Raises InvalidRequest for a switch without a name, and as :func:`server.api.units.in_vector_units`.
+    """
+    vouched = writer is None
     switch = _named_switch(fields.safety_switch, f"{prefix}safety_switch")
     named = None
     if switch is not None:
@@ -215,7 +233,8 @@ def wishes_in(
     steering = []
     for i, item in enumerate(fields.steering or ()):
         bound = artifacts.get(item.vector) if isinstance(item.vector, str) else None
-        steering.append(Wish(item, f"{prefix}steering[{i}]", origin, bound, vouched, _bound_probe(item, artifacts)))
+        probe = _bound_probe(item, artifacts)
+        steering.append(_vector(services, item, f"{prefix}steering[{i}]", origin, writer, bound, probe))
     return named, tuple(steering)
 
 
@@ -239,17 +258,35 @@ class _Said:
         )
 
 
-def _composed(policy: Policy, principal: Principal, said: _Said, base: Bundle, default: Bundle) -> Wishes:
-    switch = _switch(said, base, default)
-    own = tuple(Wish(item, f"{said.steering_param}[{i}]", "request") for i, item in enumerate(said.steering or ()))
-    if own:
+def _composed(services: Services, principal: Principal, said: _Said, base: Bundle, default: Bundle) -> Wishes:
+    policy, switch = services.policy, _switch(said, base, default)
+    if said.steering:
         principal.require("steer")
+    own = tuple(
+        _vector(services, item, f"{said.steering_param}[{i}]", "request", principal)
+        for i, item in enumerate(said.steering or ())
+    )
     steering = (*base.steering, *own)
     wanted = [wish.setting for wish in (*_listed(switch), *steering)]
     param = "model" if said.switch is None else said.switch_param
     weakened = policy.check_default(principal, [wish.setting for wish in default.all], wanted, param)
     policy.check_strengths(wanted)
     return Wishes(principal, policy, switch, steering, default.all, weakened, base.profile, param)
+
+
+def _vector(
+    services: Services,
+    item: SteeringIn,
+    param: str,
+    origin: Origin,
+    caller: Principal | None,
+    bound: str | None = None,
+    probe: str | None = None,
+) -> Wish:
+    """One vector with a plain strength; ``caller`` None stands for an item that is vouched for."""
+    owner = None if caller is None or "admin" in caller.scopes else caller.owner
+    plain, artifact = in_vector_units(services.artifacts, item, artifact=bound, owner=owner, param=param)
+    return Wish(plain, param, origin, artifact, caller is None, probe)
 
 
 def _switch(said: _Said, base: Bundle, default: Bundle) -> Wish | None:

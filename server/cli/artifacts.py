@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,14 @@ from server.cli.output import AsJson, age, byte_size, print_fields, print_json, 
 from server.cli.root import command_app
 
 SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
+
+
+class FileFormat(StrEnum):
+    """What an exported file is: the server's own form, or a control vector of llama.cpp's."""
+
+    NATIVE = "native"
+    GGUF = "gguf"
+
 
 Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
@@ -82,6 +91,9 @@ def export(
     out: Annotated[
         Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
     ] = None,
+    file_format: Annotated[
+        FileFormat, typer.Option("--format", help="native: safetensors or JSON lines. gguf: a control vector.")
+    ] = FileFormat.NATIVE,
     file: Annotated[
         str | None, typer.Option("--file", help="One of a report's or collection's files, such as heatmap.png.")
     ] = None,
@@ -92,17 +104,22 @@ def export(
 ) -> None:
     """Export an artifact as one file that can be imported again, here or on another server.
 
-    Activations become a folder of shards with their manifest, for programs to read; they cannot be imported.
+    A GGUF control vector is for other programs: its manifest stays behind. Activations become a folder of shards with
+    their manifest, for programs to read; they cannot be imported.
     """
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
         name = Path(record["name"]).name
-        target = out or Path(f"{name}-{file}" if file else name + SUFFIXES.get(record["kind"], ".safetensors"))
+        suffix = SUFFIXES.get(record["kind"], ".safetensors") if file_format is FileFormat.NATIVE else ".gguf"
+        target = out or Path(f"{name}-{file}" if file else name + suffix)
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
         place = f"/v1/artifacts/{record['id']}/download"
-        whole = record["kind"] == "activations" and file is None
-        size = _export_shards(client, place, record, target) if whole else client.download(place, target, file=file)
+        if record["kind"] == "activations" and file is None and file_format is FileFormat.NATIVE:
+            size = _export_shards(client, place, record, target)
+        else:
+            chosen = None if file_format is FileFormat.NATIVE else file_format.value
+            size = client.download(place, target, file=file, format=chosen)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
     else:

@@ -24,5 +24,5 @@ class Scale:
     thorough: bool
 
 
-FULL: Final = Scale("full", (0, 1, 2), held_out=210, validation=70, switch_prompts=900, texts=800, thorough=True)
-QUICK: Final = Scale("quick", (0,), held_out=105, validation=42, switch_prompts=600, texts=400, thorough=False)
+FULL: Final = Scale("full", (0, 1, 2), held_out=210, validation=84, switch_prompts=1200, texts=800, thorough=True)
+QUICK: Final = Scale("quick", (0,), held_out=210, validation=56, switch_prompts=900, texts=400, thorough=False)

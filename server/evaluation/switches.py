@@ -42,11 +42,11 @@ class SwitchRecipe:
 
 
 OURS: Final = SwitchRecipe(
-    "residual autoencoder, KL + 0.1 MSE", "autoencoder", True, LossWeights(kl=1.0, mse=0.1), steps=300
+    "residual autoencoder, KL + 0.1 MSE", "autoencoder", True, LossWeights(kl=1.0, mse=0.1), steps=400
 )
 OTHERS: Final = (
-    SwitchRecipe("autoencoder, MSE (the paper's loss)", "autoencoder", False, LossWeights(mse=1.0), steps=300),
-    SwitchRecipe("affine, KL + 0.1 MSE", "affine", True, LossWeights(kl=1.0, mse=0.1), steps=300),
+    SwitchRecipe("autoencoder, MSE (the paper's loss)", "autoencoder", False, LossWeights(mse=1.0), steps=400),
+    SwitchRecipe("affine, KL + 0.1 MSE", "affine", True, LossWeights(kl=1.0, mse=0.1), steps=400),
     SwitchRecipe("ridge, closed form", "ridge", True, None),
 )
 

@@ -5,23 +5,32 @@ Each check returns the artifacts the job will read, by reference and by id: from
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from mappers.manifest import Manifest
-from server.errors import InvalidRequest
+from server.errors import InvalidRequest, RequestError
 from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
 from server.jobs.specs.activations import CollectActivations, CollectActivationsJob
 from server.jobs.specs.common import SiteIn
 from server.jobs.specs.data import GenerateDatasetJob
+from server.jobs.specs.evaluations import Evaluate, EvaluateJob
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbe, TrainProbeJob
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob
 from server.jobs.specs.vectors import (
     DATASET_ROLES,
+    PROMPTS_ROLE,
+    ExtractRefusalDirection,
+    ExtractRefusalDirectionJob,
     ExtractVector,
     ExtractVectorJob,
-    RescaleToNative,
+    RescaleToRms,
+    TransferSwitch,
+    TransferSwitchJob,
     TransferVector,
     TransferVectorJob,
+    dataset_parents,
 )
 from server.registry.artifacts import ArtifactRecord, ArtifactStore
 
@@ -47,12 +56,18 @@ class Checker:
                 self._collect_activations(parameters)
             case ExtractVectorJob(parameters=parameters):
                 self._extract_vector(parameters)
+            case ExtractRefusalDirectionJob(parameters=parameters):
+                self._extract_refusal_direction(parameters)
             case TransferVectorJob(parameters=parameters):
                 self._transfer_vector(parameters)
             case TrainProbeJob(parameters=parameters):
                 self._train_probe(parameters)
+            case TransferSwitchJob(parameters=parameters):
+                self._transfer_switch(parameters)
             case SweepSitesJob(parameters=parameters):
                 self._sweep_sites(parameters)
+            case EvaluateJob(parameters=parameters):
+                self._evaluate(parameters)
             case GenerateDatasetJob(parameters=parameters):
                 self._models.require(parameters.model or self._models.served.name, "parameters.model")
         return dict(self._inputs)
@@ -73,7 +88,12 @@ class Checker:
 
     def _extract_vector(self, parameters: ExtractVector) -> None:
         self._read_sites(parameters.model, parameters.sites)
-        for role in DATASET_ROLES:
+        for role, reference in parameters.datasets.items():
+            self._artifact(reference, "dataset", f"parameters.{role}")
+
+    def _extract_refusal_direction(self, parameters: ExtractRefusalDirection) -> None:
+        self._models.require(parameters.model or self._models.served.name, "parameters.model")
+        for role in ("harmful", "harmless"):
             self._artifact(getattr(parameters, role), "dataset", f"parameters.{role}")
 
     def _transfer_vector(self, parameters: TransferVector) -> None:
@@ -82,18 +102,38 @@ class Checker:
         _check_vector_fits_mapper(vector, mapper)
         if parameters.rule == "linear" and mapper.mapper is not None and mapper.mapper.kind == "autoencoder":
             raise InvalidRequest(
-                "rule 'linear' needs an affine mapper (ridge or affine): use rule 'pairs' for an autoencoder",
+                "rule 'linear' needs an affine mapper: use rule 'pairs' or 'jacobian' for an autoencoder",
                 param="parameters.rule",
             )
-        if parameters.rule == "pairs":
+        if parameters.rule in ("pairs", "jacobian"):
             self._model_of(mapper, "source")
             self._datasets_of(vector, "parameters.vector")
-        if isinstance(parameters.rescale, RescaleToNative):
-            native = self._artifact(parameters.rescale.vector, "vector", "parameters.rescale.vector").manifest
-            _check_native_fits_mapper(native, mapper)
-        elif parameters.rescale is not None:
+        if parameters.compared is not None:
+            field = "parameters.native" if parameters.native is not None else "parameters.rescale.vector"
+            _check_native_fits_mapper(self._artifact(parameters.compared, "vector", field).manifest, mapper, field)
+        if isinstance(parameters.rescale, RescaleToRms):
             self._model_of(mapper, "target")
             self._datasets_of(vector, "parameters.rescale")
+        elif parameters.rule == "linear":
+            with suppress(RequestError):  # they give the norm of the target site, and the vector can do without
+                self._datasets_of(vector, "parameters.vector")
+        if parameters.check is not None:
+            self._model_of(mapper, "target")
+            self._artifact(parameters.check.dataset, "dataset", "parameters.check.dataset")
+
+    def _transfer_switch(self, parameters: TransferSwitch) -> None:
+        switch = self._artifact(parameters.switch, "switch", "parameters.switch").manifest
+        if switch.target is not None:
+            self._models.require(switch.target.model, "parameters.switch", reference=True)
+        if missing := sorted({str(pair.source.site()) for pair in parameters.sites} - set(switch.sites)):
+            raise InvalidRequest(
+                f"switch {switch.name!r} has nothing at {', '.join(missing)}; its sites are {', '.join(switch.sites)}",
+                param="parameters.sites",
+            )
+        self._served_sites(tuple(pair.target for pair in parameters.sites), "parameters.sites")
+        self._artifact(parameters.dataset, "dataset", "parameters.dataset")
+        if parameters.check is not None:
+            self._artifact(parameters.check.dataset, "dataset", "parameters.check.dataset")
 
     def _train_probe(self, parameters: TrainProbe) -> None:
         self._served_sites(parameters.sites, "parameters.sites")
@@ -110,7 +150,7 @@ class Checker:
         if isinstance(edit, StoredVector):
             vector = self._artifact(edit.vector, "vector", "parameters.edit.vector").manifest
             if parameters.model in (None, served):
-                self._served_vector(vector, "parameters.edit.vector")
+                self._served_artifact(vector, "parameters.edit.vector")
         if isinstance(edit, RidgeSwitch):
             self._models.require(edit.base, "parameters.edit.base")
             self._artifact(edit.dataset, "dataset", "parameters.edit.dataset")
@@ -124,6 +164,17 @@ class Checker:
             for role in ("triggered", "clean"):
                 self._artifact(getattr(parameters.patching, role), "dataset", f"parameters.patching.{role}")
 
+    def _evaluate(self, parameters: Evaluate) -> None:
+        self._artifact(parameters.prompts, "dataset", "parameters.prompts")
+        if parameters.base is not None:
+            self._models.require(parameters.base, "parameters.base", reference=True)
+        if parameters.switch is not None:
+            switch = self._artifact(parameters.switch.switch, "switch", "parameters.switch.switch").manifest
+            self._served_artifact(switch, "parameters.switch.switch")
+        for place, used in enumerate(parameters.vectors):
+            field = f"parameters.vectors[{place}].vector"
+            self._served_artifact(self._artifact(used.vector, "vector", field).manifest, field)
+
     def _artifact(self, reference: str, kind: str, param: str) -> ArtifactRecord:
         record = self._artifacts.get(reference, kind=kind, owner=self._owner, param=param)
         self._inputs |= {reference: record.id, record.id: record.id}
@@ -131,25 +182,27 @@ class Checker:
 
     def _datasets_of(self, vector: Manifest, param: str) -> None:
         """The prompts a vector was made from have to be known and still be there."""
-        parents = {parent.role: parent.id for parent in vector.parents}
-        if missing := [role for role in DATASET_ROLES if role not in parents]:
+        parents = dataset_parents(vector)
+        if set(parents) not in (set(DATASET_ROLES), {PROMPTS_ROLE}):
             raise InvalidRequest(
-                f"the manifest of {vector.name!r} names no {' and no '.join(missing)} dataset, so its activations "
+                f"the manifest of {vector.name!r} does not name the datasets it was made from, so its activations "
                 "cannot be taken again: use rule 'linear' and rescale to a native vector",
                 param=param,
             )
-        for role in DATASET_ROLES:
-            self._artifact(parents[role], "dataset", param)
+        for reference in parents.values():
+            self._artifact(reference, "dataset", param)
 
     def _model_of(self, mapper: Manifest, side: str) -> None:
         binding = mapper.source if side == "source" else mapper.target
         if binding is not None:
             self._models.require(binding.model, "parameters.mapper")
 
-    def _served_vector(self, vector: Manifest, param: str) -> None:
+    def _served_artifact(self, found: Manifest, param: str) -> None:
         served = self._models.served
-        if vector.target is None or vector.target.config_digest != served.config_digest:
-            raise InvalidRequest(f"{vector.name!r} is no vector of {served.name!r}: transfer it first", param=param)
+        if found.target is None or found.target.config_digest != served.config_digest:
+            raise InvalidRequest(
+                f"{found.name!r} is no {found.kind} of {served.name!r}: transfer it first", param=param
+            )
 
     def _read_sites(self, model: str | None, sites: tuple[SiteIn, ...]) -> None:
         """Sites of a model by name, None being the served one; those of references are checked once they are loaded."""
@@ -187,14 +240,14 @@ def _check_vector_fits_mapper(vector: Manifest, mapper: Manifest) -> None:
         )
 
 
-def _check_native_fits_mapper(native: Manifest, mapper: Manifest) -> None:
+def _check_native_fits_mapper(native: Manifest, mapper: Manifest, param: str) -> None:
     if native.target is None or mapper.target is None or native.target.config_digest != mapper.target.config_digest:
         raise InvalidRequest(
             f"{native.name!r} is no vector of the model that mapper {mapper.name!r} maps to",
-            param="parameters.rescale.vector",
+            param=param,
         )
     if mapper.sites[0] not in native.sites:
         raise InvalidRequest(
             f"{native.name!r} has no vector at {mapper.sites[0]}, where mapper {mapper.name!r} maps to",
-            param="parameters.rescale.vector",
+            param=param,
         )

@@ -1,4 +1,4 @@
-"""A bounded reader of GGUF control vectors, and of nothing else that GGUF can hold.
+"""A bounded reader and a writer of GGUF control vectors, and of nothing else that GGUF can hold.
 
 Every count and length is checked against a limit and against what is left of the file before anything is allocated or
 looped over; format after the ``ggml`` project's ``docs/gguf.md``, versions 2 and 3, little-endian.
@@ -7,6 +7,7 @@ looped over; format after the ``ggml`` project's ``docs/gguf.md``, versions 2 an
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -27,6 +28,7 @@ _MAX_WIDTH = 65_536
 _MAX_STRINGS = 65_536
 _ALIGNMENT = 32
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
+_F32 = 0
 _SCALAR_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TENSOR_DTYPES: dict[int, Literal["<f4", "<f2"]] = {0: "<f4", 1: "<f2"}
 
@@ -60,6 +62,34 @@ def read_control_vector(path: Path) -> dict[Site, NDArray[np.float32]]:
     if len(widths := {len(vector) for vector in vectors.values()}) != 1:
         raise DataError(f"the vectors of the GGUF file differ in width: {', '.join(map(str, sorted(widths)))}")
     return vectors
+
+
+def control_vector(vectors: Mapping[Site, NDArray[np.float32]], hint: str) -> bytes:
+    """The vectors as a file of version 3: F32 tensors ``direction.N``, lowest layer first.
+
+    ``hint`` names the model they are for (``controlvector.model_hint``). llama.cpp counts layers as we
+    do, but refuses files with a vector at layer 0.
+    """
+    keys = [
+        _text("general.architecture") + struct.pack("<I", _STRING) + _text("controlvector"),
+        _text("controlvector.model_hint") + struct.pack("<I", _STRING) + _text(hint),
+        _text("controlvector.layer_count") + struct.pack("<II", _UINT32, len(vectors)),
+    ]
+    infos, data = b"", b""
+    for site in sorted(vectors):
+        infos += _text(f"direction.{site.layer}") + struct.pack("<IQIQ", 1, len(vectors[site]), _F32, len(data))
+        data += _aligned(vectors[site].astype("<f4").tobytes())
+    head = MAGIC + struct.pack("<IQQ", 3, len(vectors), len(keys)) + b"".join(keys) + infos
+    return _aligned(head) + data
+
+
+def _text(value: str) -> bytes:
+    content = value.encode()
+    return struct.pack("<Q", len(content)) + content
+
+
+def _aligned(content: bytes) -> bytes:
+    return content + b"\0" * (-len(content) % _ALIGNMENT)
 
 
 class _Cursor:

@@ -56,6 +56,12 @@ def test_an_intact_artifact_is_read_back(stored: Path) -> None:
     assert sorted(path.name for path in stored.iterdir()) == [MANIFEST_FILE, TENSOR_FILE]
 
 
+def test_artifacts_from_before_there_were_site_norms_keep_their_ids() -> None:
+    old = vector_manifest(norms={"resid_post.1": 2.0})
+    assert artifact_id(old) == "art_f2f95fb40bf34a1d25136626"
+    assert artifact_id(vector_manifest(norms=old.norms, site_norms={"resid_post.1": 3.0})) != artifact_id(old)
+
+
 def test_a_changed_missing_or_linked_file_is_found(stored: Path, tmp_path: Path) -> None:
     tensors = stored / TENSOR_FILE
     content = tensors.read_bytes()

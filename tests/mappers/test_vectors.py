@@ -10,12 +10,13 @@ from mappers.loading import LoadedModel
 from mappers.modules import MapperConfig, build_mapper
 from mappers.sites import Site
 from mappers.vectors import (
+    SiteNorms,
     cosine,
     difference_in_means,
     random_vector,
     rescale,
-    rms_norm,
     row_activations,
+    transfer_by_jacobian,
     transfer_by_pairs,
     transfer_linear,
 )
@@ -71,5 +72,42 @@ def test_the_random_control_has_the_norm_and_no_relation() -> None:
     assert abs(cosine(v, random_vector(2000, 3.0, seed=2))) < 0.1
 
 
-def test_rms_norm_is_the_norm_of_a_typical_token() -> None:
-    assert rms_norm(torch.full((10, 4), 3.0)) == pytest.approx(6.0)
+def test_a_position_counts_from_the_end(make_llama: Callable[..., LoadedModel]) -> None:
+    loaded, sequences = make_llama(0), [[5, 6, 7, 8], [9, 3, 4]]
+    second = row_activations(loaded, [Site(1)], sequences, position=-2, batch_size=2)[Site(1)]
+    cut = row_activations(loaded, [Site(1)], [ids[:-1] for ids in sequences], position="last", batch_size=2)[Site(1)]
+    assert torch.allclose(second, cut, atol=1e-5)
+    with pytest.raises(DataError, match="position -4"):
+        row_activations(loaded, [Site(1)], sequences, position=-4, batch_size=2)
+
+
+def test_site_norms_leave_the_first_of_several_tokens_out(make_llama: Callable[..., LoadedModel]) -> None:
+    loaded, sequences, norms = make_llama(0), [[5, 6, 7, 8], [9], [10, 11]], SiteNorms()
+    row_activations(loaded, [Site(0)], sequences, position="mean", batch_size=2, norms=norms)
+    squares: list[float] = []
+    for ids in sequences:
+        with torch.no_grad():
+            h_ND = loaded.model.model(torch.tensor([ids]), output_hidden_states=True).hidden_states[1][0]
+        squares += h_ND[1 if len(ids) > 1 else 0 :].square().sum(-1).tolist()
+    assert len(squares) == 5
+    assert norms.values() == {Site(0): pytest.approx((sum(squares) / 5) ** 0.5, rel=1e-5)}
+
+
+@pytest.mark.parametrize("residual", [False, True])
+def test_the_jacobian_product_is_the_slope_of_the_map(residual: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    config = MapperConfig(kind="autoencoder", d_source=6, d_target=6, residual=residual, hidden=9)
+    mapper = build_mapper(config, generator=generator).double()
+    with torch.no_grad():
+        mapper.decoder_weight.normal_(generator=generator)
+    mean, v = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    slope = (mapper(mean + 1e-7 * v) - mapper(mean - 1e-7 * v)) / 2e-7
+    assert torch.allclose(transfer_by_jacobian(mapper, mean, v), slope, rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(slope, mapper(v), atol=0.1)
+
+
+def test_pairs_can_go_through_another_method() -> None:
+    mapper = build_mapper(MapperConfig(kind="autoencoder", d_source=5, d_target=7))
+    positive, negative = torch.randn(4, 5), torch.randn(4, 5)
+    first = transfer_by_pairs(mapper, positive, negative, lambda ours, theirs: ours[0] - theirs[0])
+    assert torch.allclose(first, mapper(positive)[0] - mapper(negative)[0])

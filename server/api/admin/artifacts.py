@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 from anyio import open_file, to_thread
 from fastapi import APIRouter, Path, Query, Request
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, Response
 from pydantic import Field
 from typing_extensions import TypedDict
 
@@ -23,6 +23,7 @@ from server.api.schemas.bounds import Name, QueryModel
 from server.api.services import InjectedServices, Services
 from server.errors import Conflict, InvalidRequest, NotFound
 from server.policy.keys import Principal
+from server.registry.exports import export_control_vector
 from server.registry.imports import import_upload
 
 if TYPE_CHECKING:
@@ -45,11 +46,15 @@ class ArtifactFilter(QueryModel):
 
 
 class Download(QueryModel):
-    """Which file of an artifact to download."""
+    """Which file of an artifact to download, and in which format."""
 
     file: Annotated[Name | None, Field(description="A file that the manifest lists; default: the artifact's own")] = (
         None
     )
+    format: Annotated[
+        Literal["native", "gguf"],
+        Field(description="gguf: a control vector, for vectors alone; no manifest goes with it"),
+    ] = "native"
 
 
 class Upload(QueryModel):
@@ -103,12 +108,14 @@ def show_artifact(artifact: ArtifactName, services: InjectedServices, principal:
 )
 def download_artifact(
     artifact: ArtifactName, services: InjectedServices, principal: Caller, wanted: Annotated[Download, Query()]
-) -> FileResponse:
+) -> Response:
     """safetensors with the manifest in its header, or JSON lines for a dataset; can be uploaded again as it is.
 
     A report is JSON, with pictures as further files; activations are shards, of which the first comes by default.
     """
     record = _visible(services, principal, artifact)
+    if wanted.format == "gguf":
+        return _control_vector(record, wanted)
     files = record.manifest.files
     own = REPORT_FILE if record.kind == "report" else next(iter(files))
     file = wanted.file or own
@@ -178,6 +185,15 @@ def delete_artifact(artifact: ArtifactName, services: InjectedServices, principa
     _check_unused(services, record)
     services.artifacts.delete(record.id, by=principal.owner)
     services.catalog.forget(record.id)
+
+
+def _control_vector(record: ArtifactRecord, wanted: Download) -> Response:
+    if wanted.file is not None:
+        raise InvalidRequest("a control vector is made of the whole artifact: leave file out", param="file")
+    if record.kind != "vector":
+        raise InvalidRequest(f"{record.name!r} is a {record.kind}: only vectors can be GGUF files", param="format")
+    headers = {"Content-Disposition": f'attachment; filename="{record.name}.gguf"'}
+    return Response(export_control_vector(record.path), media_type="application/octet-stream", headers=headers)
 
 
 def _check_unused(services: Services, record: ArtifactRecord) -> None:

@@ -85,7 +85,7 @@ def write_profile(
     """
     if body.shared:
         principal.require("admin")
-    bundle = Bundle(*wishes_in(body, "", "request", {}, vouched=False))
+    bundle = Bundle(*wishes_in(services, body, "", "request", {}, principal))
     written = services.profiles.put(
         Profile(
             name=name,

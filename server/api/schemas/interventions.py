@@ -135,6 +135,10 @@ class SteeringIn(StrictModel):
 
     vector: Name | InlineVectorIn
     strength: Strength = 1.0
+    unit: Literal["vector", "norm"] = Field(
+        default="vector",
+        description="What the strength counts: the stored vector, or the norm of the activations at its one site",
+    )
     operation: Literal["add", "ablate", "clamp"] = "add"
     sites: Sites | None = Field(default=None, description="Without it: the sites of the stored vector")
     apply: ApplyIn | None = None
@@ -150,6 +154,8 @@ class SteeringIn(StrictModel):
             raise misused("min" if self.max is None else "max", message)
         if self.min is not None and self.max is not None and self.min > self.max:
             raise misused("min", 'must not be above "max"')
+        if self.unit == "norm" and (self.operation != "add" or isinstance(self.vector, InlineVectorIn)):
+            raise misused("unit", 'the unit "norm" is for the operation "add" with a stored vector; leave it out here')
         if isinstance(self.vector, InlineVectorIn) and self.sites is not None:
             raise misused("sites", 'the sites of an inline vector belong inside "vector"; leave them out here')
         return self

@@ -1,39 +1,31 @@
-"""``extract_vector``: the difference in means of two datasets of prompts."""
+"""``extract_vector``: a direction from contrasting prompts, by one of several methods."""
 
 from __future__ import annotations
 
 from pydantic import JsonValue
-from torch import Tensor
 
 from mappers.errors import DataError
 from mappers.manifest import Manifest
-from mappers.sites import Site
 from mappers.tensors import save_vector
-from mappers.vectors import difference_in_means, row_activations
 from server.jobs.context import JobContext, binding
-from server.jobs.handlers.prompts import prompt_ids
-from server.jobs.specs.vectors import DATASET_ROLES, ExtractVector
+from server.jobs.handlers.contrast import Recipe, matched_text, read_contrast, read_sides
+from server.jobs.specs.vectors import ExtractVector
 
 
 def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
-    """Stages the vector, one direction a site. Raises DataError for unfit data, ArtifactMismatch for no such layer."""
+    """Stages the vector, one direction a site.
+
+    Raises DataError for unfit data, ArtifactMismatch for no such layer, TrainingError for a probe that does not
+    converge.
+    """
     name = parameters.model or job.order.served
     loaded = job.load(name)
     sites = sorted(site.site() for site in parameters.sites)
-    references = {"positive": parameters.positive, "negative": parameters.negative}
-    means: dict[str, dict[Site, Tensor]] = {}
-    facts: dict[str, JsonValue] = {}
-    for number, role in enumerate(DATASET_ROLES):
-        job.stage(f"reading {role} prompts", number, len(DATASET_ROLES))
-        sequences = prompt_ids(job, loaded, references[role], parameters.max_length)
-        means[role] = row_activations(
-            loaded, sites, sequences, position=parameters.position, batch_size=parameters.batch_size
-        )
-        facts[role] = job.dataset_facts(references[role]) | {
-            "prompts": len(sequences),
-            "tokens": sum(map(len, sequences)),
-        }
-    vectors = {site: difference_in_means(means["positive"][site], means["negative"][site]) for site in sites}
+    settings = parameters.stored()
+    recipe = Recipe.model_validate({key: settings[key] for key in Recipe.model_fields if key in settings})
+    sides = read_sides(job, loaded, recipe, parameters.datasets)
+    contrast = read_contrast(job, loaded, sites, sides, recipe, parameters.batch_size)
+    vectors = {site: recipe.direction(contrast.positive[site], contrast.negative[site]) for site in sites}
     if silent := [str(site) for site in sites if not bool(vectors[site].any())]:
         raise DataError(
             f"positive and negative have the same mean at {', '.join(silent)}, which leaves no direction: "
@@ -41,11 +33,12 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
         )
     training: dict[str, JsonValue] = {
         "job": job.order.job_id,
-        "method": "difference_in_means",
-        "position": parameters.position,
-        "max_length": parameters.max_length,
-        "datasets": facts,
+        "datasets": {role: job.dataset_facts(reference) for role, reference in parameters.datasets.items()},
+        "prompts": {"positive": len(sides.positive), "negative": len(sides.negative)},
+        "tokens": sum(map(len, sides.sequences)),
     }
+    if parameters.method == "actadd" and (match := matched_text(sides, recipe)) is not None:
+        training["match"] = match
     manifest = Manifest(
         kind="vector",
         name=job.order.spec.name,
@@ -53,7 +46,8 @@ def extract_vector(job: JobContext, parameters: ExtractVector) -> None:
         target=binding(name, loaded),
         sites=tuple(map(str, sites)),
         dtype="float32",
-        training=training,
-        parents=tuple(job.parent(role, references[role]) for role in DATASET_ROLES),
+        training=training | recipe.facts(),
+        parents=tuple(job.parent(role, reference) for role, reference in parameters.datasets.items()),
+        site_norms={str(site): norm for site, norm in contrast.site_norms.items()},
     )
     save_vector(job.staging, vectors, manifest)

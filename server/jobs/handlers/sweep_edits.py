@@ -25,7 +25,7 @@ from mappers.tensors import load_vector
 from mappers.transfer_grid import Side, aligned_sites, map_vector
 from mappers.vectors import difference_in_means, rescale, row_activations
 from server.jobs.context import JobContext
-from server.jobs.handlers.prompts import prompt_ids
+from server.jobs.handlers.prompts import read_prompts
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites
 from server.jobs.specs.vectors import DATASET_ROLES
 
@@ -82,7 +82,8 @@ def _contrast(
     means: dict[str, dict[Site, Tensor]] = {}
     for number, role in enumerate(DATASET_ROLES):
         job.stage(f"reading {role} prompts of {loaded.name}"[:96], number, len(DATASET_ROLES))
-        sequences = prompt_ids(job, loaded, getattr(edit, role), parameters.max_length)
+        prompts = read_prompts(job, loaded, getattr(edit, role), parameters.max_length)
+        sequences = [prompt.ids for prompt in prompts]
         means[role] = row_activations(
             loaded, sites, sequences, position=edit.position, batch_size=parameters.batch_size
         )

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from pydantic import JsonValue
 from torch import Tensor
 
+from mappers.activations.collect import collect
 from mappers.dataset import DatasetRow
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
@@ -22,7 +23,7 @@ from mappers.patching import PromptPair, patch_sites
 from mappers.rendering import render
 from mappers.report import save_report
 from mappers.sites import Place, Site
-from mappers.vectors import random_vector, rescale, rms_norm, row_activations
+from mappers.vectors import SiteNorms, random_vector, rescale
 from server.evaluation.answering import Answerer, steered, switched
 from server.evaluation.sweep import Cell, Edit, Judge, Progress, Verdicts, answer_cells
 from server.evaluation.sweep_report import Sweep
@@ -102,10 +103,11 @@ def _prompts(job: JobContext, parameters: SweepSites, loaded: LoadedModel) -> li
 def _norms(
     loaded: LoadedModel, sites: Sequence[Site], rows: Sequence[DatasetRow], batch_size: int
 ) -> dict[Site, float]:
-    """The RMS norm of the activations at each site at the prompts' last tokens: the unit ``norm`` of strengths."""
-    sequences = [render(loaded.tokenizer, row).ids for row in rows]
-    found = row_activations(loaded, sites, sequences, position="last", batch_size=batch_size)
-    return {site: rms_norm(h_PD) for site, h_PD in found.items()}
+    """The RMS norm of the activations at each site on the prompts: the unit ``norm`` of strengths."""
+    sequences, norms = [render(loaded.tokenizer, row).ids for row in rows], SiteNorms()
+    for batch in collect(loaded, sites, sequences, batch_size=batch_size):
+        norms.add(batch)
+    return norms.values()
 
 
 def _relative_norms(edits: Edits, norms: Mapping[Site, float]) -> dict[str, dict[Place, float]]:

@@ -9,14 +9,12 @@ from pydantic import JsonValue
 
 from mappers.activations.masks import Mask
 from mappers.activations.pairs import Pairs, Reader, concatenate, paired_activations
-from mappers.dataset import DatasetRow
 from mappers.errors import DataError, TrainingError
 from mappers.fit import Fit
 from mappers.loading import LoadedModel
 from mappers.manifest import Manifest
 from mappers.modules import Mapper
 from mappers.pair_sums import PairSums
-from mappers.rendering import Rendered, render
 from mappers.tensors import save_mapper
 from mappers.training import evaluate_mapper
 from mappers.training import train_mapper as train
@@ -30,20 +28,18 @@ from server.jobs.handlers.fitting import (
     training_config,
     training_facts,
 )
+from server.jobs.handlers.prompts import Texts, texts_of_both
 from server.jobs.specs.fits import TrainMapper
 
 _TEXTS_A_BATCH = 16
 _MAX_KEPT_BYTES = 8 << 30
-
-Texts = tuple[Rendered, Rendered]
-"""One row as the source and as the target model read it."""
 
 
 def train_mapper(job: JobContext, parameters: TrainMapper) -> None:
     """Stages the mapper. Raises DataError for unfit data or models, TrainingError for a fit that fails."""
     require_precision(job, parameters)
     source, target = job.load(parameters.source), job.load(job.order.served)
-    rows = _render(source, target, job.rows(parameters.dataset), parameters.max_length)
+    rows = texts_of_both(source, target, job.rows(parameters.dataset), parameters.max_length)
     training, validation = split(rows, parameters.validation_fraction, parameters.seed)
     collector = _Collector(job, parameters, source, target)
     collector.measure_norms(training)
@@ -132,11 +128,6 @@ class _Collector:
             Reader(self._source, self._parameters.source_site.site(), [text for text, _ in texts], ours),
             Reader(self._target, self._parameters.target_site.site(), [text for _, text in texts], theirs),
         )
-
-
-def _render(source: LoadedModel, target: LoadedModel, rows: Sequence[DatasetRow], max_length: int) -> list[Texts]:
-    texts = [tuple(render(side.tokenizer, row, answer=row.answer) for side in (source, target)) for row in rows]
-    return [(ours, theirs) for ours, theirs in texts if max(len(ours.ids), len(theirs.ids)) <= max_length]
 
 
 def _solve(

@@ -15,14 +15,14 @@ from mappers.sites import Site
 from mappers.tensors import save_probe
 from server.jobs.context import JobContext, binding
 from server.jobs.handlers.fitting import split
-from server.jobs.handlers.prompts import Sequences, prompt_ids
+from server.jobs.handlers.prompts import read_prompts
 from server.jobs.specs.probes import TrainProbe
 from server.jobs.specs.vectors import DATASET_ROLES
 
 _MAX_KEPT_BYTES = 4 << 30
 _FEWEST_HELD_OUT = 4
 
-Prompts = Mapping[str, Sequences]
+Prompts = Mapping[str, Sequence[tuple[int, ...]]]
 """Token ids by role."""
 
 
@@ -75,8 +75,9 @@ def train_probe(job: JobContext, parameters: TrainProbe) -> None:
 def _parts(job: JobContext, loaded: LoadedModel, parameters: TrainProbe) -> _Parts:
     training, choice, report = {}, {}, {}
     for role in DATASET_ROLES:
-        prompts = prompt_ids(job, loaded, getattr(parameters, role), parameters.max_length)
-        training[role], held = split(prompts, parameters.validation_fraction, parameters.seed)
+        prompts = read_prompts(job, loaded, getattr(parameters, role), parameters.max_length)
+        ids = [prompt.ids for prompt in prompts]
+        training[role], held = split(ids, parameters.validation_fraction, parameters.seed)
         if len(held) < _FEWEST_HELD_OUT:
             raise DataError(
                 f"only {len(held)} {role} prompts are held out, and a threshold needs {_FEWEST_HELD_OUT}: add rows or "

@@ -12,19 +12,28 @@ from pydantic import Field, TypeAdapter
 
 from server.jobs.specs.activations import CollectActivationsJob
 from server.jobs.specs.data import GenerateDatasetJob
+from server.jobs.specs.evaluations import EvaluateJob
 from server.jobs.specs.fits import TrainMapperJob, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbeJob
 from server.jobs.specs.sweeps import SweepSitesJob
-from server.jobs.specs.vectors import ExtractVectorJob, TransferVectorJob
+from server.jobs.specs.vectors import (
+    ExtractRefusalDirectionJob,
+    ExtractVectorJob,
+    TransferSwitchJob,
+    TransferVectorJob,
+)
 
 _JobSpec = (
     CollectActivationsJob
     | TrainSwitchJob
     | TrainMapperJob
     | ExtractVectorJob
+    | ExtractRefusalDirectionJob
     | TransferVectorJob
     | TrainProbeJob
+    | TransferSwitchJob
     | SweepSitesJob
+    | EvaluateJob
     | GenerateDatasetJob
 )
 JobSpec = Annotated[_JobSpec, Field(discriminator="kind")]

@@ -71,6 +71,15 @@ def test_export_writes_a_file_once(
     assert interlock("artifacts", "export", "safe", "--force").code == 0
 
 
+def test_export_as_gguf(interlock: Interlock, server: StandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    server.answer("GET", "/v1/artifacts/safe", {**SAFE, "kind": "vector"})
+    server.answer("GET", "/v1/artifacts/art_1/download", b"GGUF")
+    assert interlock("artifacts", "export", "safe", "--format", "gguf", "--json").json["path"] == "safe.gguf"
+    assert server.asked[-1].path == "/v1/artifacts/art_1/download?format=gguf"
+    assert interlock("artifacts", "export", "safe", "--format", "onnx").code == 2
+
+
 def test_activations_are_exported_as_a_folder(interlock: Interlock, server: StandIn, tmp_path: Path) -> None:
     names = ["activations-00000.safetensors", "activations-00001.safetensors"]
     manifest = {"kind": "activations", "files": {name: {"sha256": "0" * 64, "size": 7} for name in names}}

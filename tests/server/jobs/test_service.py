@@ -36,12 +36,14 @@ def spec(kind="train_switch", name="safe", **parameters):
 def tensor_artifact(artifacts):
     """``tensor_artifact(name, kind, ...)`` registers a manifest with a file nobody reads."""
 
-    def make(name, kind, *, digest="1", source_digest="2", parents=(), mapper="ridge", site=2, owner=None):
+    def make(
+        name, kind, *, model="tuned", digest="1", source_digest="2", parents=(), mapper="ridge", site=2, owner=None
+    ):
         folder = artifacts.new_staging()
         (folder / "tensors.safetensors").write_bytes(name.encode())
-        binding = ModelBinding(model="tuned", config_digest=digest * 64, width=4)
+        binding = ModelBinding(model=model, config_digest=digest * 64, width=4)
         source = ModelBinding(model="small", config_digest=source_digest * 64, width=4)
-        config = MapperConfig(kind=mapper, d_source=4, d_target=4) if kind == "mapper" else None
+        config = MapperConfig(kind=mapper, d_source=4, d_target=4) if kind in ("mapper", "switch") else None
         manifest = Manifest(
             kind=kind,
             name=name,
@@ -126,6 +128,43 @@ def test_what_a_probe_names_must_exist(service, dataset):
         assert caught.value.param == f"parameters.{param}"
 
 
+def test_a_vector_of_one_dataset_is_bound_to_it(service, dataset):
+    data = dataset("d")
+    job = service.submit(spec("extract_vector", prompts="d", trigger={"text": "a "}, sites=[{"layer": 2}]), None)
+    assert job.inputs == {"d": data.id, data.id: data.id}
+
+
+def test_what_a_refusal_direction_names_must_exist(service, dataset):
+    dataset("d")
+    good = {"harmful": "d", "harmless": "d"}
+    service.submit(spec("extract_refusal_direction", **good), None)
+    for changes in ({"model": "x"}, {"harmful": "x"}, {"harmless": "x"}):
+        with pytest.raises((InvalidRequest, NotFound)) as caught:
+            service.submit(spec("extract_refusal_direction", **good | changes), None)
+        assert caught.value.param == f"parameters.{next(iter(changes))}"
+
+
+def test_what_a_transferred_switch_names_must_exist(service, dataset, tensor_artifact):
+    dataset("d")
+    tensor_artifact("s", "switch", model="small", site=1)
+    tensor_artifact("own", "switch", site=1)
+    pair = {"source": {"layer": 1}, "target": {"layer": 2}}
+    good = {"switch": "s", "dataset": "d", "sites": [pair]}
+    service.submit(spec("transfer_switch", **good), None)
+    refused = [
+        ({"switch": "d"}, "parameters.switch"),
+        ({"switch": "own"}, "parameters.switch"),
+        ({"sites": [pair | {"source": {"layer": 0}}]}, "parameters.sites"),
+        ({"sites": [pair | {"target": {"layer": 3}}]}, "parameters.sites"),
+        ({"dataset": "x"}, "parameters.dataset"),
+        ({"check": {"dataset": "x", "marker": "m", "strengths": [1.0]}}, "parameters.check.dataset"),
+    ]
+    for changes, param in refused:
+        with pytest.raises((InvalidRequest, NotFound)) as caught:
+            service.submit(spec("transfer_switch", **good | changes), None)
+        assert caught.value.param == param, changes
+
+
 def test_a_transfer_needs_parts_that_fit(service, dataset, tensor_artifact):
     data = dataset("d")
     both = tuple(Parent(role=role, id=data.id, name="d") for role in ("positive", "negative"))
@@ -140,6 +179,9 @@ def test_a_transfer_needs_parts_that_fit(service, dataset, tensor_artifact):
     job = service.submit(spec("transfer_vector", **good, rescale={"to": "native", "vector": "native"}), None)
     assert data.id in job.inputs
     service.submit(spec("transfer_vector", **good | {"vector": "bare", "rule": "linear"}), None)
+    assert data.id in service.submit(spec("transfer_vector", **good, rule="linear"), None).inputs
+    check = {"dataset": "d", "marker": "m", "strengths": [1.0]}
+    service.submit(spec("transfer_vector", **good | {"mapper": "auto", "rule": "jacobian", "check": check}), None)
     refused = [
         ({"vector": "m"}, "parameters.vector"),
         ({"mapper": "v"}, "parameters.mapper"),
@@ -148,6 +190,8 @@ def test_a_transfer_needs_parts_that_fit(service, dataset, tensor_artifact):
         ({"vector": "elsewhere"}, "parameters.vector"),
         ({"mapper": "auto", "rule": "linear"}, "parameters.rule"),
         ({"rescale": {"to": "native", "vector": "v"}}, "parameters.rescale.vector"),
+        ({"native": "v"}, "parameters.native"),
+        ({"vector": "bare", "rule": "jacobian"}, "parameters.vector"),
         ({"vector": "bare", "rule": "linear", "rescale": {"to": "rms", "fraction": 1.0}}, "parameters.rescale"),
     ]
     for changes, param in refused:

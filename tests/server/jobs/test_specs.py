@@ -14,6 +14,8 @@ SWITCH = {"base": "base", "dataset": "d", "sites": [{"layer": 2}]}
 MAPPER = {"source": "small", "source_site": {"layer": 1}, "target_site": {"layer": 2}, "dataset": "d"}
 VECTOR = {"positive": "a", "negative": "b", "sites": [{"layer": 2}]}
 TRANSFER = {"vector": "v", "mapper": "m"}
+REFUSAL = {"harmful": "a", "harmless": "b"}
+CARRIED = {"switch": "s", "dataset": "d", "sites": [{"source": {"layer": 1}, "target": {"layer": 2}}]}
 SWEEP = {"edit": {"kind": "difference_in_means", "positive": "a", "negative": "b"}, "prompts": "p"}
 COLLECT = {"dataset": "d", "sites": [{"layer": 2}]}
 MINIMAL = {
@@ -21,9 +23,12 @@ MINIMAL = {
     "train_switch": SWITCH,
     "train_mapper": MAPPER,
     "extract_vector": VECTOR,
+    "extract_refusal_direction": REFUSAL,
     "transfer_vector": TRANSFER,
     "train_probe": VECTOR,
+    "transfer_switch": CARRIED,
     "sweep_sites": SWEEP,
+    "evaluate": {"prompts": "p", "switch": {"switch": "s"}},
     "generate_dataset": {"rows": 10},
 }
 
@@ -57,6 +62,9 @@ def test_what_is_stored_reads_back_as_the_same(kind):
         ("train_switch", {"ridge": 0.1}),
         ("train_mapper", {"hidden": 8}),
         ("train_mapper", {"mapper": "affine", "loss": {"kl": 1.0}}),
+        ("extract_vector", {"l2": 0.1}),
+        ("extract_vector", {"method": "actadd", "position": "last"}),
+        ("transfer_vector", {"rescale": {"to": "native", "vector": "n"}, "native": "n"}),
         ("train_mapper", {"batch_size": 8}),
         ("train_mapper", {"mapper": "affine", "batch_size": 8, "batch_texts": 8}),
         ("train_switch", {"steps": 10, "epochs": 1}),
@@ -75,6 +83,46 @@ def test_what_is_stored_reads_back_as_the_same(kind):
 def test_parameters_without_effect_are_refused(kind, changes):
     with pytest.raises(ValidationError):
         read(kind, **changes)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"negative": None},
+        {"prompts": "c"},
+        {"trigger": {"text": "x"}},
+        {"positive": None, "negative": None},
+        {"positive": None, "negative": None, "prompts": "c"},
+        {"positive": None, "negative": None, "prompts": "c", "trigger": {"text": ""}},
+        {"positive": None, "negative": None, "prompts": "c", "trigger": {"text": "x", "mode": "prefix"}},
+    ],
+)
+def test_a_vector_has_two_datasets_or_one_and_a_trigger(changes):
+    with pytest.raises(ValidationError):
+        read("extract_vector", **changes)
+
+
+@pytest.mark.parametrize("method", ["difference_in_means", "actadd", "pca", "logistic"])
+def test_every_method_reads_back_with_every_form_of_data(method):
+    triggered = {"positive": None, "negative": None, "prompts": "c", "trigger": {"text": "x", "replaces": "y"}}
+    for changes in ({}, triggered):
+        parameters = read("extract_vector", method=method, **changes)
+        assert read("extract_vector", **parameters.stored()) == parameters
+
+
+@pytest.mark.parametrize("strengths", [[], [0.0], [1.0, 1.0], [100.5], [float("nan")], [1.0] * 17])
+def test_a_check_names_each_strength_once(strengths):
+    check = {"dataset": "d", "marker": "m"}
+    assert read("transfer_vector", check=check | {"strengths": [-1.5, 1.0]}).check is not None
+    with pytest.raises(ValidationError):
+        read("transfer_vector", check=check | {"strengths": strengths})
+
+
+def test_a_site_is_carried_once():
+    pair = CARRIED["sites"][0]
+    for other in ({"source": {"layer": 1}, "target": {"layer": 0}}, {"source": {"layer": 0}, "target": {"layer": 2}}):
+        with pytest.raises(ValidationError, match="names a site twice"):
+            read("transfer_switch", sites=[pair, other])
 
 
 @pytest.mark.parametrize(

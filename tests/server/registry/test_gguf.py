@@ -11,7 +11,7 @@ import pytest
 
 from mappers.errors import DataError
 from mappers.sites import Site
-from server.registry.gguf import MAX_BYTES, read_control_vector
+from server.registry.gguf import MAX_BYTES, control_vector, read_control_vector
 
 
 def text(value: str) -> bytes:
@@ -70,6 +70,27 @@ def test_unknown_keys_of_every_type_are_read_past(read):
         key("names", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b")),
     )
     assert set(read(gguf(keys=(*others, ARCHITECTURE)))) == {Site(3)}
+
+
+def test_what_is_written_is_read_back_bit_for_bit(read):
+    rng = np.random.default_rng(0)
+    vectors = {Site(layer): rng.standard_normal(7).astype(np.float32) for layer in (12, 0, 3)}
+    content = control_vector(vectors, "llama-small")
+    again = read(content)
+    assert list(again) == [Site(0), Site(3), Site(12)]
+    assert all(np.array_equal(again[site], vectors[site]) for site in vectors)
+    assert content[:8] == b"GGUF" + struct.pack("<I", 3)
+    assert control_vector(again, "llama-small") == content
+
+
+def test_real_files_survive_a_round_trip(read, shared_data):
+    paths = sorted((shared_data / "vectors").glob("*.gguf"))
+    assert paths
+    for path in paths:
+        vectors = read_control_vector(path)
+        again = read(control_vector(vectors, "model"))
+        assert again.keys() == vectors.keys()
+        assert all(np.array_equal(again[site], vectors[site]) for site in vectors)
 
 
 HOSTILE = {

@@ -63,6 +63,22 @@ def test_a_vector_is_bound_to_the_served_model_and_round_trips(client):
     assert (again["id"], again["name"]) == (made["id"], "joy2")
 
 
+def test_a_vector_goes_out_as_gguf_and_comes_in_again(client):
+    made = upload(client, "joy", vector_file()).json()
+    download = client.get("/v1/artifacts/joy/download?format=gguf")
+    assert download.headers["content-disposition"] == 'attachment; filename="joy.gguf"'
+    again = upload(client, "joy2", download.content).json()
+    assert (again["kind"], again["sites"]) == ("vector", made["sites"])
+    assert again["manifest"]["norms"] == made["manifest"]["norms"]
+
+
+def test_only_vectors_go_out_as_gguf(client):
+    upload(client)
+    for query, param in (("format=gguf", "format"), ("format=onnx", "format"), ("as=gguf", "as")):
+        response = client.get(f"/v1/artifacts/data/download?{query}")
+        assert (response.status_code, response.json()["error"]["param"]) == (400, param)
+
+
 def test_activations_are_downloaded_file_by_file(client, artifacts):
     folder = artifacts.new_staging()
     names = ["activations-00000.safetensors", "activations-00001.safetensors"]

