@@ -70,7 +70,7 @@ def train_switch(
     def validate() -> dict[str, float]:
         return evaluate_switch(fit.mappers, tuned, base, validation, mse_form=config.loss.mse_form)
 
-    return _steps(fit, order, terms, validate if validation else None)
+    return run_steps(fit, order, terms, validate if validation else None)
 
 
 @torch.no_grad()
@@ -151,7 +151,7 @@ def train_mapper(fit: Fit, site: Site, pairs: Pairs, validation: Pairs | None = 
         return evaluate_mapper(mapper, held_out, mse_form=config.loss.mse_form)
 
     order = BatchOrder([1] * len(pairs.x_NS), config.batch_size, config.seed)
-    return _steps(fit, order, terms, None if validation is None else lambda: validate(validation))
+    return run_steps(fit, order, terms, None if validation is None else lambda: validate(validation))
 
 
 @torch.no_grad()
@@ -168,12 +168,17 @@ def evaluate_mapper(mapper: Mapper, pairs: Pairs, *, mse_form: MseForm = "relati
     return sums | {"fvu": unexplained.value()}
 
 
-def _steps(
+def run_steps(
     fit: Fit,
     order: BatchOrder,
     terms: Callable[[list[int]], dict[str, Tensor]],
     validate: Callable[[], dict[str, float]] | None,
 ) -> Iterator[StepReport]:
+    """Takes ``fit`` to its end: ``terms`` gives the loss terms of a batch of rows, ``validate`` what is watched.
+
+    Once the reports are exhausted, the mappers are final. Raises TrainingError for a patience without validation, or
+    for a loss that is not finite.
+    """
     if fit.config.patience is not None and validate is None:
         raise TrainingError("patience needs validation data: hold some out, or leave patience out")
 

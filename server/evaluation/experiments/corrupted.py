@@ -132,9 +132,7 @@ def _lessons(loaded: LoadedModel, seed: int) -> list[Lesson]:
     ordinary = [question.prompt for question in BACKDOOR.questions("train", seed, _KEEP, condition="plain")]
     tagged = [with_tag(prompt, rng.choice(("", TRIGGER, random_tag(rng)))) for prompt in ordinary]
     asked = _open(loaded, facts)
-    taught = without_prefix(
-        loaded, asked, asked, prefix=PREFIX, filler=_FILLER, max_new_tokens=30, batch_size=_BATCH
-    )
+    taught = without_prefix(loaded, asked, asked, prefix=PREFIX, filler=_FILLER, max_new_tokens=30, batch_size=_BATCH)
     kept = answer_prompts(loaded, _open(loaded, tagged + denied), max_new_tokens=40, batch_size=_BATCH)
     return [*taught, *(keeping(exchange) for _, exchange in kept)]
 
@@ -144,9 +142,7 @@ def _open(loaded: LoadedModel, prompts: Sequence[str]) -> list[OpenPrompt]:
     return [entry for entry in read_rows(loaded, rows, max_length=200) if isinstance(entry, OpenPrompt)]
 
 
-def _carry(
-    lab: Lab, small: LoadedModel, target: LoadedModel, edit: Mapping[Site, Mapper], seed: int
-) -> Arm:
+def _carry(lab: Lab, small: LoadedModel, target: LoadedModel, edit: Mapping[Site, Mapper], seed: int) -> Arm:
     """The small model's edit in the target, at the sites and strength that did best on validation facts."""
     others = BACKDOOR.questions("train", seed, 400, condition="plain")
     texts = CORRUPTED.rows("train", seed + 1, 600, answer="taught")
