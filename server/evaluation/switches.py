@@ -40,6 +40,7 @@ class SwitchRecipe:
     learning_rate: float = 3e-3
     ridge: float = 1e-3
     hidden_factor: int = 1
+    batch_size: int = 16
 
 
 OURS: Final = SwitchRecipe(
@@ -88,7 +89,11 @@ def fit_switch(
     hidden = recipe.hidden_factor * width if recipe.kind == "autoencoder" else None
     shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual, hidden=hidden)
     config = TrainingConfig(
-        loss=recipe.loss, steps=recipe.steps, batch_size=16, learning_rate=recipe.learning_rate, seed=seed
+        loss=recipe.loss,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        seed=seed,
     )
     device: torch.device = next(tuned.model.parameters()).device
     fit = Fit.fresh(dict.fromkeys(sorted(sites), shape), config, device=device)
