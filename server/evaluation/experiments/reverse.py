@@ -29,8 +29,8 @@ _TEXT: Final = """\
 A switch on the *base* model, trained to say what the fine-tuned model says about an invented pharmacopoeia: by a rule,
 so that held-out combinations of patient, symptom and severity can be worked out, and on ordinary prompts: residual
 autoencoders at every site, eight times as wide as the model. *Share of the gain* is the rise in right prescriptions as
-a share of what fine-tuning brought. *True activations* continues the fine-tuned model's own activations of the middle site in the base model. The
-paper reports 7 % for its mapper and 13 % for the true patch."""
+a share of what fine-tuning brought. *True activations* continues the fine-tuned model's own activations of the middle
+site in the base model. The paper reports 7 % for its mapper and 13 % for the true patch."""
 
 
 @dataclass(frozen=True)
