@@ -67,18 +67,6 @@ class OneMeaning:
         await response(scope, receive, send)
 
 
-def _problem_of_head(scope: Scope) -> RequestError | None:
-    headers = scope["headers"]
-    fields = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
-    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) + fields > HEAD_BYTES:
-        return HeadTooLarge(f"path and headers are larger than {HEAD_BYTES} bytes together")
-    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
-        return InvalidRequest(
-            "Content-Length and Transfer-Encoding exclude each other: send one of them", param="Transfer-Encoding"
-        )
-    return None
-
-
 class SameOrigin:
     """Refuses requests that change something and come from a web page of another origin.
 
@@ -113,6 +101,18 @@ class SameOrigin:
         if len(origins) > 1 or len(hosts) != 1 or name is None or origin.netloc.lower() != hosts[0].lower():
             return False
         return not self._is_open() or _is_address(name)
+
+
+def _problem_of_head(scope: Scope) -> RequestError | None:
+    headers = scope["headers"]
+    fields = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) + fields > HEAD_BYTES:
+        return HeadTooLarge(f"path and headers are larger than {HEAD_BYTES} bytes together")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+        return InvalidRequest(
+            "Content-Length and Transfer-Encoding exclude each other: send one of them", param="Transfer-Encoding"
+        )
+    return None
 
 
 def _is_address(name: str) -> bool:
