@@ -50,7 +50,8 @@ class OneMeaning:
     """Refuses heads of more than ``HEAD_BYTES``, and those that two servers might read differently.
 
     Behind a proxy that goes by ``Content-Length``, a request that also says ``Transfer-Encoding``, or says it in
-    HTTP/1.0, could hide another in its body (RFC 9112, section 6.1). The connection is closed, because where the next request begins is not known.
+    HTTP/1.0, could hide another in its body (RFC 9112, section 6.1). The connection is closed, because where the next
+    request begins is not known.
     """
 
     def __init__(self, app: ASGIApp) -> None:
