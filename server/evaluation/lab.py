@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from mappers.loading import LoadedModel, load_model
-from mappers.organisms.build import ensure_organism, ensure_variant
+from mappers.organisms.build import ensure_organism, ensure_variant, find_organism, variant_folder
 from server.engine.memory import free_memory
 from server.evaluation.answering import Answerer
 from server.evaluation.scale import Scale
@@ -95,6 +95,15 @@ class Lab:
         except StopIteration as end:
             folder: Path = end.value
             return folder
+
+    def has(self, name: str) -> bool:
+        """Whether a model is there, without fetching or building it; hub ids are taken to be."""
+        if name in self._places:
+            return True
+        organism, _, seed = name.partition("@")
+        if seed:
+            return variant_folder(organism, self._cache, int(seed)).is_dir()
+        return find_organism(organism, self._cache) is not None
 
     def digest(self, name: str) -> str:
         """The sha256 over a model's weights, for the key of a cell."""

@@ -32,11 +32,17 @@ class Started:
 
 
 def run_suite(
-    experiments: Sequence[Experiment], lab: Lab, folder: Path, started: Callable[[Started], None]
+    experiments: Sequence[Experiment],
+    lab: Lab,
+    folder: Path,
+    started: Callable[[Started], None],
+    *,
+    measure: bool = True,
 ) -> dict[str, JsonValue]:
     """Measures every cell that ``folder/cells`` does not hold yet, then writes the report into ``folder``.
 
-    Returns the summary. Interrupted at any point, it goes on with the first cell that was not finished.
+    Returns the summary. Interrupted at any point, it goes on with the first cell that was not finished. Without
+    ``measure`` the report is made of the cells that are there, and says how many are missing.
     """
     ledger = Ledger(folder / "cells")
     began = time.monotonic()
@@ -44,9 +50,13 @@ def run_suite(
     measured: dict[str, dict[Cell, Figures]] = {experiment.name: {} for experiment in experiments}
     seconds = 0.0
     for number, (experiment, cell) in enumerate(planned, start=1):
+        if not measure and not all(map(lab.has, cell.models)):
+            continue
         key = _key(experiment, cell, lab)
         figures = ledger.find(key)
         started(Started(experiment.name, cell, number, len(planned), figures is not None))
+        if figures is None and not measure:
+            continue
         if figures is None:
             cell_began = time.monotonic()
             figures = experiment.measure(lab, cell)
@@ -56,7 +66,10 @@ def run_suite(
         measured[experiment.name][cell] = figures
     sections = [one.section(measured[one.name]) for one in experiments if measured[one.name]]
     minutes = f"{seconds / 60:.0f} minutes in all, this run {(time.monotonic() - began) / 60:.0f}"
+    missing = len(planned) - sum(map(len, measured.values()))
     facts = _facts(lab) | {"measuring took": minutes}
+    if missing:
+        facts["not measured"] = f"{missing} of {len(planned)} cells; the tables say of how many seeds they are"
     return write_report(folder, _TITLE, facts, sections, _raw(measured))
 
 

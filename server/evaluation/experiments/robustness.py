@@ -61,8 +61,8 @@ class RobustnessExperiment:
             return []
         return [
             Cell(one, seed, (f"{one}-backdoor", f"{one}-base", f"{one}-backdoor@{_OTHER_SEED}"))
-            for one in _SUBJECTS
             for seed in scale.seeds
+            for one in _SUBJECTS
         ]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:

@@ -66,7 +66,7 @@ class TransferExperiment:
         pairs = self.pairs if scale.thorough else self.pairs[: self.quick_pairs]
         kind = "" if self.own else f"-{self.behaviour.kind}"
         models = {f"{s}->{t}": (f"{s}{kind}", f"{t}{kind}") for s, t in pairs}
-        return [Cell(pair, seed, models[pair]) for pair in models for seed in scale.seeds]
+        return [Cell(pair, seed, models[pair]) for seed in scale.seeds for pair in models]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
         """Picks everything on validation prompts and judges held-out answers of all arms."""
