@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 import schemathesis
 from fastapi import FastAPI
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.schemas import APIOperation
@@ -45,7 +47,8 @@ def problems(operation: APIOperation[Any, Any], mode: GenerationMode) -> Iterato
         except (AssertionError, schemathesis.errors.SchemathesisError, BaseExceptionGroup) as failure:
             found[f"{operation.label}: {str(failure)[:1000]}"] = None
 
-    ask()
+    with suppress(Unsatisfiable):  # there is nothing to forbid where nothing is asked for, as in GET /health/live
+        ask()
     return iter(found)
 
 
@@ -56,4 +59,5 @@ def test_every_answer_is_one_that_is_documented(build: Callable[..., FastAPI], m
     schema.app = app
     operations = [found.ok() for found in schema.get_all_operations()]
     assert len(operations) > 30
-    assert [problem for operation in operations for problem in problems(operation, mode)] == []
+    found = [problem for operation in operations for problem in problems(operation, mode)]
+    assert found == []
