@@ -49,8 +49,9 @@ class RequestId:
 class OneMeaning:
     """Refuses heads of more than ``HEAD_BYTES``, and those that two servers might read differently.
 
-    Behind a proxy that goes by ``Content-Length``, a request that also says ``Transfer-Encoding`` could hide another in
-    its body (RFC 9112, section 6.1). The connection is closed, because where the next request begins is not known.
+    Behind a proxy that goes by ``Content-Length``, a request that also says ``Transfer-Encoding``, or says it in
+    HTTP/1.0, could hide another in its body (RFC 9112, section 6.1). The connection is closed, because where the next
+    request begins is not known.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -65,18 +66,6 @@ class OneMeaning:
         body = error_body(error, scope["state"]["request_id"])
         response = JSONResponse(body, status_of(error)[0], headers={"Connection": "close"})
         await response(scope, receive, send)
-
-
-def _problem_of_head(scope: Scope) -> RequestError | None:
-    headers = scope["headers"]
-    fields = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
-    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) + fields > HEAD_BYTES:
-        return HeadTooLarge(f"path and headers are larger than {HEAD_BYTES} bytes together")
-    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
-        return InvalidRequest(
-            "Content-Length and Transfer-Encoding exclude each other: send one of them", param="Transfer-Encoding"
-        )
-    return None
 
 
 class SameOrigin:
@@ -113,6 +102,22 @@ class SameOrigin:
         if len(origins) > 1 or len(hosts) != 1 or name is None or origin.netloc.lower() != hosts[0].lower():
             return False
         return not self._is_open() or _is_address(name)
+
+
+def _problem_of_head(scope: Scope) -> RequestError | None:
+    headers = scope["headers"]
+    fields = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) + fields > HEAD_BYTES:
+        return HeadTooLarge(f"path and headers are larger than {HEAD_BYTES} bytes together")
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return InvalidRequest(f"HTTP/{scope['http_version']} is not spoken here: send HTTP/1.1", code="invalid_http")
+    names = {name for name, _ in headers}
+    if b"transfer-encoding" in names and (b"content-length" in names or scope["http_version"] == "1.0"):
+        return InvalidRequest(
+            "Transfer-Encoding goes neither with Content-Length nor with HTTP/1.0: send a Content-Length alone",
+            param="Transfer-Encoding",
+        )
+    return None
 
 
 def _is_address(name: str) -> bool:

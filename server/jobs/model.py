@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from server.errors import NotFound
+
 
 class JobState(StrEnum):
     """Where a job stands.
@@ -88,3 +90,8 @@ class JobEvent:
     kind: Literal["state", "progress"]
     at: float
     data: Mapping[str, Any]
+
+
+def no_such_job(job_id: str) -> NotFound:
+    """The error for a job that is not there and for one of somebody else's: nobody learns which of the two it is."""
+    return NotFound(f"there is no job {job_id[:96]!r}: GET /v1/jobs lists those there are", param="id")

@@ -8,8 +8,7 @@ from typing import Any, Literal
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
-from server.errors import NotFound
-from server.jobs.model import Job, JobError, JobEvent, JobProgress, JobState
+from server.jobs.model import Job, JobError, JobEvent, JobProgress, JobState, no_such_job
 from server.registry.rows import JobEventRow, JobRow
 
 _PROGRESS_KEPT = 2000
@@ -20,7 +19,7 @@ def require_row(session: Session, job_id: str) -> JobRow:
     """The row of a job; raises NotFound."""
     row = session.scalar(select(JobRow).where(JobRow.id == job_id))
     if row is None:
-        raise NotFound(f"there is no job {job_id[:96]!r}: GET /v1/jobs lists them")
+        raise no_such_job(job_id)
     return row
 
 

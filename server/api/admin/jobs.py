@@ -17,7 +17,7 @@ from server.api.json_body import JsonRoute
 from server.api.schemas.answers import error_responses
 from server.api.schemas.bounds import Id, QueryModel
 from server.api.services import InjectedServices
-from server.errors import NotFound
+from server.jobs.model import no_such_job
 from server.jobs.specs import JobSpec
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _own_job(
 ) -> Any:  # Job, which is no type FastAPI has to look at
     job = services.jobs.get(job_id)
     if not principal.may_see(job.owner):
-        raise NotFound(f"there is no job {job_id!r}: GET /v1/jobs lists those there are", param="id")
+        raise no_such_job(job_id)
     return job
 
 

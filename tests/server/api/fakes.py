@@ -11,7 +11,7 @@ from server.engine.request import GenerationRequest, InterventionUpdate
 from server.engine.text import EncodedPrompt
 from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded
 from server.interventions.gates import GateMark
-from server.jobs.model import Job, JobEvent, JobState
+from server.jobs.model import Job, JobEvent, JobState, no_such_job
 from server.types import (
     EngineLimits,
     EngineStats,
@@ -253,7 +253,7 @@ class FakeJobs:
 
     def get(self, job_id: str) -> Job:
         if job_id not in self.jobs:
-            raise NotFound(f"there is no job {job_id!r}", param="id")
+            raise no_such_job(job_id)
         return self.jobs[job_id]
 
     def list(self, *, owner: str | None = None, limit: int = 1000) -> list[Job]:

@@ -99,13 +99,14 @@ CORPUS = {
 def url(build: Callable[..., FastAPI], monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setattr(connection, "RECEIVE_S", 0.5)
     with serving(build(keys=ring(alice={"infer"}))) as address:
+        httpx.get(f"{address}/health/live", timeout=60)  # the first request builds what the others use
         yield address
 
 
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
     host, _, port = url.removeprefix("http://").partition(":")
-    with socket.create_connection((host, int(port)), timeout=30) as client:
+    with socket.create_connection((host, int(port)), timeout=60) as client:
         yield client
 
 

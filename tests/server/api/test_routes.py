@@ -121,8 +121,8 @@ NOT_THERE = {
     "artifact": f"art_{0:024}",
     "generation_id": "cmpl-0b",
     "job_id": "job_9",
-    "name": "none",
-    "model_id": "fake:none",
+    "name": "nobodys",
+    "model_id": "fake:nobodys",
 }
 
 
