@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from server.jobs.specs.common import Frozen
+from server.jobs.specs.fields import Frozen
 
 from server.api.admin.keys import KeyIn
 from server.api.admin.policy import PolicyIn
