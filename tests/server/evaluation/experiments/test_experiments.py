@@ -1,5 +1,6 @@
 """Every experiment plans its cells; the two that others are built like are measured at a tiny scale."""
 
+import pickle
 from dataclasses import replace
 
 import pytest
@@ -32,6 +33,11 @@ def test_cells_are_distinct_and_quick_ones_need_shipped_models_alone(experiment,
     quick = experiment.cells(QUICK)
     assert {cell.seed for cell in quick} <= set(QUICK.seeds)
     assert all(lab.has(name) for cell in quick for name in cell.models)
+
+
+@pytest.mark.parametrize("experiment", PAPER, ids=lambda experiment: experiment.name)
+def test_experiments_travel_to_other_processes(experiment):
+    assert pickle.loads(pickle.dumps(experiment)).name == experiment.name
 
 
 def test_names_are_distinct():
