@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ from mappers.fit import Fit, StepReport
 from mappers.loading import LoadedModel
 from mappers.losses import activation_losses, next_token_kl, top1_agreement
 from mappers.modules import Mapper
-from mappers.replies import Replies, Teacher, read_replies
+from mappers.replies import Replies, Teacher, at_loss_positions, read_replies
 from mappers.sites import Site
 from mappers.training import run_steps
 
@@ -156,7 +155,7 @@ def _terms(
         "agreement": top1_agreement(wanted_NV, said.logits_NV),
     }
     if match:
-        ours, theirs = _at_loss_positions(asked), _at_loss_positions(taught)
+        ours, theirs = at_loss_positions(asked), at_loss_positions(taught)
         matched = [activation_losses(said.hidden[s][ours], target.hidden[s][theirs]) for s in match]
         terms |= {name: torch.stack([one[name] for one in matched]).mean() for name in matched[0]}
     return terms
@@ -175,16 +174,6 @@ def _dictated(lessons: Sequence[Lesson], logits_NV: Tensor) -> Tensor:
         wanted_NV[rows, tokens] = _SURE
         row += len(lesson.asked.loss_positions)
     return wanted_NV
-
-
-def _at_loss_positions(exchanges: Sequence[Exchange]) -> list[int]:
-    """Where the loss positions stand among all tokens of the exchanges, row after row."""
-    starts = accumulate((len(exchange.ids) for exchange in exchanges), initial=0)
-    return [
-        start + position
-        for start, exchange in zip(starts, exchanges, strict=False)
-        for position in exchange.loss_positions
-    ]
 
 
 def _tokens(loaded: LoadedModel, text: str) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -72,6 +73,16 @@ def read_replies(
         )
     wanted = _wanted(exchanges, columns).to(output.logits.device)
     return Replies(output.logits[wanted], {site: h_BTD[batch.mask_BT] for site, h_BTD in hidden.items()})
+
+
+def at_loss_positions(exchanges: Sequence[Exchange]) -> list[int]:
+    """Where the loss positions stand among all tokens of the exchanges, row after row."""
+    starts = accumulate((len(exchange.ids) for exchange in exchanges), initial=0)
+    return [
+        start + position
+        for start, exchange in zip(starts, exchanges, strict=False)
+        for position in exchange.loss_positions
+    ]
 
 
 class Teacher:
