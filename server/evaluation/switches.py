@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from mappers.attack import Attack
 from mappers.dataset import DatasetRow
 from mappers.exchanges import Exchange, OpenPrompt, answer_prompts, read_rows
 from mappers.fit import Fit, TrainingConfig
@@ -20,7 +21,9 @@ from mappers.sites import Site
 from mappers.training import solve_switch, train_switch
 from server.evaluation.lab import Report
 
-_MAX_LENGTH: Final = 128
+MAX_LENGTH: Final = 128
+"""Tokens of an exchange."""
+
 _BATCH: Final = 64
 
 
@@ -28,7 +31,8 @@ _BATCH: Final = 64
 class SwitchRecipe:
     """How a switch is fitted; ``loss`` None is the closed form (kind ``ridge``).
 
-    ``hidden_factor`` is the hidden width of an autoencoder as a multiple of the model's.
+    ``hidden_factor`` is the hidden width of an autoencoder as a multiple of the model's. ``attack`` moves tokens
+    that were inserted into the exchanges.
     """
 
     label: str
@@ -39,6 +43,7 @@ class SwitchRecipe:
     learning_rate: float = 3e-3
     ridge: float = 1e-3
     hidden_factor: int = 1
+    attack: Attack | None = None
 
 
 OURS: Final = SwitchRecipe(
@@ -54,7 +59,7 @@ OTHERS: Final = (
 def answered_by(base: LoadedModel, prompts: Sequence[str], max_new_tokens: int, report: Report) -> list[Exchange]:
     """Each prompt with the greedy answer of ``base``: what a switch is taught to say."""
     rows = [DatasetRow(prompt=prompt) for prompt in prompts]
-    entries = [entry for entry in read_rows(base, rows, max_length=_MAX_LENGTH) if isinstance(entry, OpenPrompt)]
+    entries = [entry for entry in read_rows(base, rows, max_length=MAX_LENGTH) if isinstance(entry, OpenPrompt)]
     exchanges = []
     for _, exchange in answer_prompts(base, entries, max_new_tokens=max_new_tokens, batch_size=_BATCH):
         exchanges.append(exchange)
@@ -86,6 +91,6 @@ def fit_switch(
     )
     device: torch.device = next(tuned.model.parameters()).device
     fit = Fit.fresh(dict.fromkeys(sorted(sites), shape), config, device=device)
-    for step in train_switch(fit, tuned, base, exchanges):
+    for step in train_switch(fit, tuned, base, exchanges, attack=recipe.attack):
         report(f"training: {recipe.label}", step.step, step.steps)
     return {site: mapper.requires_grad_(False).eval() for site, mapper in fit.mappers.items()}

@@ -16,6 +16,7 @@ from server.evaluation.experiments.tasks import (
     REFUSAL_INDUCED,
     REFUSAL_REMOVED,
 )
+from server.evaluation.experiments.unseen import UnseenExperiment
 
 PAPER: Final[tuple[Experiment, ...]] = (
     SwitchExperiment(),
@@ -27,4 +28,5 @@ PAPER: Final[tuple[Experiment, ...]] = (
     ReverseExperiment(),
     ReplacementExperiment(),
     RobustnessExperiment(),
+    UnseenExperiment(),
 )
