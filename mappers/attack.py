@@ -81,8 +81,10 @@ def _open_to_attack(tuned: LoadedModel, exchanges: Sequence[Exchange], device: t
 
 
 def _unit(x_BTD: Tensor) -> Tensor:
-    return x_BTD / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+    norm_BT1: Tensor = x_BTD.norm(dim=-1, keepdim=True)
+    return x_BTD / norm_BT1.clamp_min(1e-12)
 
 
 def _within(x_BTD: Tensor, radius: Tensor) -> Tensor:
-    return x_BTD * (radius / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
+    norm_BT1: Tensor = x_BTD.norm(dim=-1, keepdim=True)
+    return x_BTD * (radius / norm_BT1.clamp_min(1e-12)).clamp(max=1.0)
