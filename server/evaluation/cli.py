@@ -47,6 +47,7 @@ def run(
     quick: bool,
     seeds: int | None,
     measure: bool,
+    processes: int,
     folder: Path,
     cache: Path,
     device: str,
@@ -74,4 +75,6 @@ def run(
         scale = replace(scale, seeds=tuple(range(seeds)))
     lab = Lab(scale, cache, torch.device(device), report, places=places, max_tokens=max_tokens)
     experiments = PAPER if own is None else own_experiments(own, lab)
-    return run_suite([one for one in experiments if one.name in names], lab, folder, started, measure=measure)
+    return run_suite(
+        [one for one in experiments if one.name in names], lab, folder, started, measure=measure, processes=processes
+    )
