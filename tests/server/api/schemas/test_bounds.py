@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
-from server.jobs.specs.fields import Frozen
 
 from server.api.admin.keys import KeyIn
 from server.api.admin.policy import PolicyIn
@@ -20,6 +19,7 @@ from server.api.schemas.compare import CompareRequest
 from server.api.schemas.completions import CompletionRequest, DetokenizeRequest, TokenizeRequest
 from server.api.schemas.interventions import GenerationPatch
 from server.jobs.specs import JobSpec
+from server.jobs.specs.fields import Frozen
 
 MODELS = [
     *(ChatRequest, CompletionRequest, CompareRequest, TokenizeRequest, DetokenizeRequest, GenerationPatch),
