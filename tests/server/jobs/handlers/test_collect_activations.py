@@ -13,12 +13,12 @@ from mappers.errors import ArtifactMismatch, DataError
 from mappers.loading import load_model
 from server.jobs.channel import StopRequested
 from server.jobs.folder import JobFolder
-from tests.server.jobs.handlers.test_handlers import ANSWERED, PROMPTS, SetAfter, run  # noqa: F401  (a fixture)
+from tests.server.jobs.handlers.test_handlers import ANSWERED, PROMPTS, SetAfter
 
 COLLECT: dict[str, Any] = {"dataset": "d", "sites": [{"layer": 2}, {"layer": 0}], "batch_size": 2}
 
 
-def test_activations_are_staged_in_shards(run, dataset, tiny_models):  # noqa: F811
+def test_activations_are_staged_in_shards(run, dataset, tiny_models):
     data = {"d": dataset("d", PROMPTS + ANSWERED)}
     mask = {"special_tokens": True, "massive": 50.0}
     manifest, folder = run("collect_activations", "acts", data, **COLLECT, model="small", mask=mask, max_length=40)
@@ -40,7 +40,7 @@ def test_activations_are_staged_in_shards(run, dataset, tiny_models):  # noqa: F
     assert set(torch.cat([batch.text_index_N for batch in stored]).tolist()) == set(range(10))
 
 
-def test_a_collection_that_was_stopped_goes_on(run, dataset, tmp_path):  # noqa: F811
+def test_a_collection_that_was_stopped_goes_on(run, dataset, tmp_path):
     data = {"d": dataset("d", PROMPTS + ANSWERED)}
     parameters = COLLECT | {"dtype": "float32"}
     whole, folder = run("collect_activations", "acts", data, **parameters)
@@ -57,7 +57,7 @@ def test_a_collection_that_was_stopped_goes_on(run, dataset, tmp_path):  # noqa:
     assert verify(other) == again
 
 
-def test_what_cannot_be_collected_says_why(run, dataset):  # noqa: F811
+def test_what_cannot_be_collected_says_why(run, dataset):
     data = {"d": dataset("d", ANSWERED)}
     with pytest.raises(DataError, match="max_length"):
         run("collect_activations", "acts", data, **COLLECT, max_length=3)

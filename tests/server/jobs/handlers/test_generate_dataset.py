@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from mappers.dataset import dataset_rows
 from server.jobs.channel import StopRequested
-from tests.server.jobs.handlers.test_handlers import SWITCH, SetAfter, run  # noqa: F401  (a fixture)
+from tests.server.jobs.handlers.test_handlers import SWITCH, SetAfter
 
 
-def test_a_model_writes_its_own_dataset(run, artifacts):  # noqa: F811
+def test_a_model_writes_its_own_dataset(run, artifacts):
     asked = {"rows": 8, "batch_size": 3, "max_new_tokens": 5, "seed": 3}
     manifest, folder = run("generate_dataset", "own", {}, **asked)
     rows = list(dataset_rows(folder))

