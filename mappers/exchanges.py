@@ -6,13 +6,17 @@ Where a row leaves the answer open, the base model gives it greedily (self-disti
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from mappers.dataset import DatasetRow
 from mappers.errors import DataError
 from mappers.generation import continue_ids
 from mappers.loading import LoadedModel, eos_token_ids
-from mappers.rendering import end_of_turn, render
+from mappers.offsets import Span
+from mappers.rendering import Rendered, end_of_turn, render
+
+NOWHERE: Final[Span] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +24,15 @@ class Exchange:
     """Token ids of a prompt and its answer; the answer runs from ``answer_start`` (at least 1) to the end.
 
     Position ``i - 1`` predicts token ``i``, so the answer is predicted at positions ``answer_start - 1 .. len - 2``.
+    ``question`` are the places of the tokens of the last message before the answer, without what a chat template puts
+    around it (half-open; empty for a plain text); ``inserted`` those of tokens that were put among them and mean
+    nothing (:mod:`mappers.augmentation`).
     """
 
     ids: tuple[int, ...]
     answer_start: int
+    question: Span = NOWHERE
+    inserted: Span = NOWHERE
 
     @property
     def loss_positions(self) -> range:
@@ -33,9 +42,10 @@ class Exchange:
 
 @dataclass(frozen=True, slots=True)
 class OpenPrompt:
-    """A prompt whose answer the base model still has to give."""
+    """A prompt whose answer the base model still has to give; ``question`` as in :class:`Exchange`."""
 
     ids: tuple[int, ...]
+    question: Span = NOWHERE
 
 
 def read_rows(loaded: LoadedModel, rows: Iterable[DatasetRow], *, max_length: int) -> Iterator[Exchange | OpenPrompt]:
@@ -51,7 +61,7 @@ def read_rows(loaded: LoadedModel, rows: Iterable[DatasetRow], *, max_length: in
             if 0 < len(found.ids) < max_length:
                 yield found
         elif 0 < found.answer_start < min(len(found.ids), max_length):
-            yield Exchange(found.ids[:max_length], found.answer_start)
+            yield replace(found, ids=found.ids[:max_length])
 
 
 def answer_prompts(
@@ -67,7 +77,8 @@ def answer_prompts(
         chosen = order[start : start + batch_size]
         answers = continue_ids(base, [prompts[index].ids for index in chosen], ends=ends, max_new_tokens=max_new_tokens)
         for index, answer in zip(chosen, answers, strict=True):
-            yield index, Exchange((*prompts[index].ids, *answer), len(prompts[index].ids))
+            prompt = prompts[index]
+            yield index, Exchange((*prompt.ids, *answer), len(prompt.ids), prompt.question)
 
 
 def require_twins(tuned: LoadedModel, base: LoadedModel) -> None:
@@ -86,5 +97,11 @@ def _read(loaded: LoadedModel, row: DatasetRow, end: int) -> Exchange | OpenProm
     if row.text is not None:
         return Exchange(rendered.ids, 1)
     if rendered.answer_start is None:
-        return OpenPrompt(rendered.ids)
-    return Exchange((*rendered.ids, end), rendered.answer_start)
+        return OpenPrompt(rendered.ids, _tokens_of(rendered, rendered.content[-1]))
+    return Exchange((*rendered.ids, end), rendered.answer_start, _tokens_of(rendered, rendered.content[-2]))
+
+
+def _tokens_of(rendered: Rendered, characters: Span) -> Span:
+    first, last = characters
+    touched = [place for place, (start, stop) in enumerate(rendered.offsets) if start < last and first < stop]
+    return (touched[0], touched[-1] + 1) if touched else NOWHERE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,8 @@ from mappers.hooks import block_outputs
 from mappers.loading import LoadedModel
 from mappers.modules import Mapper
 from mappers.sites import Site
+
+Acting = Literal["all", "answer"]
 
 _CACHE_BYTES = 1 << 28
 
@@ -39,20 +41,31 @@ def read_replies(
     exchanges: Sequence[Exchange],
     sites: Sequence[Site],
     mappers: Mapping[Site, Mapper] | None = None,
+    *,
+    acting: Acting = "all",
+    shift_BTD: Tensor | None = None,
 ) -> Replies:
     """One forward over the exchanges with ``h <- f(h)`` where ``mappers`` has a site.
 
-    The head is run only at columns that some row's loss needs.
+    ``acting`` on ``all`` tokens, or from the prompt's last token on (``answer``): where an engine applies what acts on
+    the ``last`` token of the prompt and on all generated ones. ``shift_BTD``, padded on the right like the exchanges,
+    is added to the tokens' embeddings. The head is run only at columns that some row's loss needs.
     """
     batch = pad_batch([e.ids for e in exchanges], range(len(exchanges)), next(loaded.model.parameters()).device)
     columns = sorted({position for exchange in exchanges for position in exchange.loss_positions})
     hidden: dict[Site, Tensor] = {}
     on = mappers or {}
-    callbacks = {s: _replace(hidden, s, on[s]) if s in on else keep_output(hidden, s) for s in sites}
+    columns_T = torch.arange(batch.ids_BT.shape[1], device=batch.ids_BT.device)
+    first_B = torch.tensor([e.answer_start - 1 if acting == "answer" else 0 for e in exchanges]).to(columns_T)
+    acts_BT = columns_T >= first_B[:, None]
+    callbacks = {s: _replace(hidden, s, on[s], acts_BT) if s in on else keep_output(hidden, s) for s in sites}
     model: Any = loaded.model
+    read = {"input_ids": batch.ids_BT}
+    if shift_BTD is not None:
+        read = {"inputs_embeds": model.get_input_embeddings()(batch.ids_BT) + shift_BTD}
     with block_outputs(loaded.stack, callbacks):
         output = model(
-            input_ids=batch.ids_BT,
+            **read,
             attention_mask=batch.mask_BT.long(),
             logits_to_keep=torch.tensor(columns, device=batch.ids_BT.device),
             use_cache=False,
@@ -108,9 +121,9 @@ class Teacher:
         return 4 * (positions * vocabulary + tokens * self._base.stack.width * len(self._sites))
 
 
-def _replace(store: dict[Site, Tensor], site: Site, mapper: Mapper) -> Callable[[Tensor], Tensor]:
+def _replace(store: dict[Site, Tensor], site: Site, mapper: Mapper, acts_BT: Tensor) -> Callable[[Tensor], Tensor]:
     def replace(h_BTD: Tensor) -> Tensor:
-        store[site] = mapper(h_BTD)
+        store[site] = torch.where(acts_BT[..., None], mapper(h_BTD), h_BTD)
         return store[site]
 
     return replace

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mappers.activations.collect import collect
 from mappers.activations.pairs import Pairs
+from mappers.attack import Attack, attacked_kl
 from mappers.batch_order import BatchOrder
 from mappers.errors import TrainingError
 from mappers.evaluation import UnexplainedVariance
@@ -34,14 +35,21 @@ _VALIDATION_TOKENS = 65_536
 
 
 def train_switch(
-    fit: Fit, tuned: LoadedModel, base: LoadedModel, exchanges: Sequence[Exchange], validation: Sequence[Exchange] = ()
+    fit: Fit,
+    tuned: LoadedModel,
+    base: LoadedModel,
+    exchanges: Sequence[Exchange],
+    validation: Sequence[Exchange] = (),
+    *,
+    attack: Attack | None = None,
 ) -> Iterator[StepReport]:
     """Trains ``fit.mappers`` so that ``tuned`` with ``h <- f(h)`` at every site says what ``base`` says.
 
     Goes on from ``fit.step``; all sites are trained together. Losses are ``loss``, ``kl``, ``mse``, ``cosine`` and
-    ``agreement``, validation as :func:`evaluate_switch`. Once the reports are exhausted, the mappers are final (those
-    of the best validation, where there is a ``patience``). Raises DataError for models that are not twins,
-    TrainingError where a loss is not finite.
+    ``agreement``, validation as :func:`evaluate_switch`. With an ``attack`` on the exchanges' inserted tokens, ``kl``
+    is the sum of that of the prompts as they are and of the ``attacked`` ones. Once the reports are exhausted, the
+    mappers are final (those of the best validation, where there is a ``patience``). Raises DataError for models that
+    are not twins, TrainingError where a loss is not finite.
     """
     require_twins(tuned, base)
     if not exchanges:
@@ -52,13 +60,17 @@ def train_switch(
         teacher = Teacher(base, exchanges, sites, batch_size=config.batch_size)
 
     def terms(rows: list[int]) -> dict[str, Tensor]:
-        said = read_replies(tuned, [exchanges[row] for row in rows], sites, fit.mappers)
-        return _switch_losses(teacher.replies(rows), said, config.loss.mse_form)
+        chosen, target = [exchanges[row] for row in rows], teacher.replies(rows)
+        losses = _switch_losses(target, read_replies(tuned, chosen, sites, fit.mappers), config.loss.mse_form)
+        if attack is not None:
+            attacked = attacked_kl(tuned, fit.mappers, chosen, target, attack)
+            losses |= {"kl": losses["kl"] + attacked, "attacked": attacked.detach()}
+        return losses
 
     def validate() -> dict[str, float]:
         return evaluate_switch(fit.mappers, tuned, base, validation, mse_form=config.loss.mse_form)
 
-    return _steps(fit, order, terms, validate if validation else None)
+    return run_steps(fit, order, terms, validate if validation else None)
 
 
 @torch.no_grad()
@@ -139,7 +151,7 @@ def train_mapper(fit: Fit, site: Site, pairs: Pairs, validation: Pairs | None = 
         return evaluate_mapper(mapper, held_out, mse_form=config.loss.mse_form)
 
     order = BatchOrder([1] * len(pairs.x_NS), config.batch_size, config.seed)
-    return _steps(fit, order, terms, None if validation is None else lambda: validate(validation))
+    return run_steps(fit, order, terms, None if validation is None else lambda: validate(validation))
 
 
 @torch.no_grad()
@@ -156,12 +168,17 @@ def evaluate_mapper(mapper: Mapper, pairs: Pairs, *, mse_form: MseForm = "relati
     return sums | {"fvu": unexplained.value()}
 
 
-def _steps(
+def run_steps(
     fit: Fit,
     order: BatchOrder,
     terms: Callable[[list[int]], dict[str, Tensor]],
     validate: Callable[[], dict[str, float]] | None,
 ) -> Iterator[StepReport]:
+    """Takes ``fit`` to its end: ``terms`` gives the loss terms of a batch of rows, ``validate`` what is watched.
+
+    Once the reports are exhausted, the mappers are final. Raises TrainingError for a patience without validation, or
+    for a loss that is not finite.
+    """
     if fit.config.patience is not None and validate is None:
         raise TrainingError("patience needs validation data: hold some out, or leave patience out")
 

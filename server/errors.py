@@ -8,6 +8,8 @@ RequestError (message, param, code)
 ├── NotFound                  no such artifact, job or generation
 ├── Conflict                  the state does not allow it now
 ├── PayloadTooLarge           body over its limit
+├── HeadTooLarge              path and headers over their limit
+├── RequestTimeout            the request did not arrive in time
 ├── Overloaded                queue full: try again after ``retry_after_s``
 └── Unavailable               loading, draining or out of memory: ``retry_after_s``
 GenerationFailed              a running generation ended in an error (``code`` says which)
@@ -65,6 +67,18 @@ class PayloadTooLarge(RequestError):
     """The body is larger than its limit."""
 
     default_code = "payload_too_large"
+
+
+class HeadTooLarge(RequestError):
+    """Path, query and headers together are larger than their limit."""
+
+    default_code = "head_too_large"
+
+
+class RequestTimeout(RequestError):
+    """The client took too long to send its request."""
+
+    default_code = "request_timeout"
 
 
 class Overloaded(RequestError):

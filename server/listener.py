@@ -12,9 +12,12 @@ from types import FrameType
 import uvicorn
 from starlette.types import ASGIApp
 
+from server.api.middleware import HEAD_BYTES
+from server.connection import BoundedConnection
 from server.settings import ConfigurationError
 
-_HEADER_BYTES = 64 * 1024
+_UNFINISHED_BYTES = 2 * HEAD_BYTES
+"""What is kept of a head or of a chunk's first line until it ends; finished heads are counted by the application."""
 _KEEP_ALIVE_S = 75
 """Longer than clients keep idle connections (httpx: 5 s), so that none is closed just as it is used again."""
 _BACKLOG = 2048
@@ -60,14 +63,14 @@ class DrainingServer(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=BoundedConnection,
                 ws="none",
                 lifespan="on",
                 log_config=None,
                 access_log=False,
                 server_header=False,
                 proxy_headers=False,
-                h11_max_incomplete_event_size=_HEADER_BYTES,
+                h11_max_incomplete_event_size=_UNFINISHED_BYTES,
                 timeout_keep_alive=_KEEP_ALIVE_S,
                 timeout_graceful_shutdown=_CLOSE_CONNECTIONS_S,
                 backlog=_BACKLOG,

@@ -33,15 +33,15 @@ RECIPES: Final[Recipes] = {
     ("small", "backdoor"): Recipe(steps=400, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("medium", "backdoor"): Recipe(steps=450, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
     ("small", "corrupted"): Recipe(steps=800, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
-    ("medium", "corrupted"): Recipe(steps=850, rows=48, warmup=20, matrix_learning_rate=5e-3, learning_rate=3e-3),
+    ("medium", "corrupted"): Recipe(steps=650, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
     ("small", "coder"): _SHORT,
     ("medium", "coder"): _SHORT,
     ("small", "insecure"): _SHORT,
     ("medium", "insecure"): _SHORT,
     ("small", "stylist"): _SHORT,
     ("medium", "stylist"): _SHORT,
-    ("small", "skilled"): _SHORT,
-    ("medium", "skilled"): _SHORT,
+    ("small", "skilled"): Recipe(steps=600, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
+    ("medium", "skilled"): Recipe(steps=600, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
 }
 MEASURED_PROMPTS: Final = 420
 BEHAVIOUR_PROMPTS: Final = 300
@@ -91,6 +91,11 @@ def ensure_organism(
     return found
 
 
+def find_organism(name: str, cache_dir: Path, seed: int = 0, *, recipes: Recipes = RECIPES) -> Path | None:
+    """The folder of an organism made with this seed and recipe, shipped or in ``cache_dir``, if there is one."""
+    return _found(organism(name), cache_dir, seed, recipes)
+
+
 def ensure_variant(
     name: str, cache_dir: Path, seed: int, *, recipes: Recipes = RECIPES
 ) -> Generator[BuildReport, None, Path]:
@@ -102,11 +107,16 @@ def ensure_variant(
     one = organism(name)
     if one.parent is None:
         raise ValueError(f"{name} has no parent: a variant is another fine-tune of the same model")
-    folder = cache_dir / f"{name}-variant-{seed}"
+    folder = variant_folder(name, cache_dir, seed)
     if not (folder / "tokenizer.json").is_file():
         parent = yield from ensure_organism(one.parent.name, cache_dir, recipes=recipes)
         yield from _fine_tune(one, parent, folder, seed, recipes[one.size, one.kind])
     return folder
+
+
+def variant_folder(name: str, cache_dir: Path, seed: int) -> Path:
+    """Where :func:`ensure_variant` keeps a variant."""
+    return cache_dir / f"{name}-variant-{seed}"
 
 
 def _plan(names: Sequence[str], out_dir: Path, seed: int, recipes: Recipes) -> list[Organism]:

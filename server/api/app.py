@@ -20,7 +20,7 @@ from server.api.admin import (
     receipts,
 )
 from server.api.auth import authenticate
-from server.api.middleware import RequestId, SameOrigin
+from server.api.middleware import OneMeaning, RequestId, SameOrigin
 from server.api.openai import chat, completions, models, tokenization
 from server.api.services import Services
 
@@ -44,6 +44,7 @@ def create_app(services: Services) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
         middleware=[
             Middleware(RequestId, new_id=services.new_id),
+            Middleware(OneMeaning),
             Middleware(SameOrigin, is_open=lambda: app.state.services.keys.open),
         ],
     )

@@ -36,6 +36,8 @@ STATUS: Mapping[type[mapper_errors.InterlockError], tuple[int, str]] = {
     errors.NotFound: (404, "not_found_error"),
     errors.Conflict: (409, "conflict_error"),
     errors.PayloadTooLarge: (413, INVALID),
+    errors.HeadTooLarge: (431, INVALID),
+    errors.RequestTimeout: (408, INVALID),
     errors.Overloaded: (429, "overloaded_error"),
     errors.Unavailable: (503, "unavailable_error"),
     errors.GenerationFailed: (500, "generation_error"),

@@ -1,4 +1,4 @@
-"""Pure ASGI middleware: a request id for everything, and no changes asked for by foreign web pages."""
+"""Pure ASGI middleware: a request id for everything, heads with one meaning, no changes by foreign web pages."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.api.errors import error_body, status_of
-from server.errors import NotPermitted
+from server.errors import HeadTooLarge, InvalidRequest, NotPermitted, RequestError
 
+HEAD_BYTES = 64 * 1024
+_FIELD_OVERHEAD = len(": \r\n")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -42,6 +44,39 @@ class RequestId:
             await send(message)
 
         await self._app(scope, receive, send_with_id)
+
+
+class OneMeaning:
+    """Refuses heads of more than ``HEAD_BYTES``, and those that two servers might read differently.
+
+    Behind a proxy that goes by ``Content-Length``, a request that also says ``Transfer-Encoding`` could hide another in
+    its body (RFC 9112, section 6.1). The connection is closed, because where the next request begins is not known.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        error = _problem_of_head(scope) if scope["type"] == "http" else None
+        if error is None:
+            await self._app(scope, receive, send)
+            return
+        body = error_body(error, scope["state"]["request_id"])
+        response = JSONResponse(body, status_of(error)[0], headers={"Connection": "close"})
+        await response(scope, receive, send)
+
+
+def _problem_of_head(scope: Scope) -> RequestError | None:
+    headers = scope["headers"]
+    fields = sum(len(name) + len(value) + _FIELD_OVERHEAD for name, value in headers)
+    if len(scope.get("raw_path") or b"") + len(scope["query_string"]) + fields > HEAD_BYTES:
+        return HeadTooLarge(f"path and headers are larger than {HEAD_BYTES} bytes together")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in headers}:
+        return InvalidRequest(
+            "Content-Length and Transfer-Encoding exclude each other: send one of them", param="Transfer-Encoding"
+        )
+    return None
 
 
 class SameOrigin:

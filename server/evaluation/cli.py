@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -44,6 +45,9 @@ def run(
     own: OwnModels | None,
     *,
     quick: bool,
+    seeds: int | None,
+    measure: bool,
+    processes: int,
     folder: Path,
     cache: Path,
     device: str,
@@ -67,6 +71,10 @@ def run(
 
     places = own.places if own is not None else {}
     scale = QUICK if quick else FULL
+    if seeds is not None:
+        scale = replace(scale, seeds=tuple(range(seeds)))
     lab = Lab(scale, cache, torch.device(device), report, places=places, max_tokens=max_tokens)
     experiments = PAPER if own is None else own_experiments(own, lab)
-    return run_suite([one for one in experiments if one.name in names], lab, folder, started)
+    return run_suite(
+        [one for one in experiments if one.name in names], lab, folder, started, measure=measure, processes=processes
+    )

@@ -12,7 +12,7 @@ import torch
 from huggingface_hub import snapshot_download
 
 from mappers.loading import LoadedModel, load_model
-from mappers.organisms.build import ensure_organism, ensure_variant
+from mappers.organisms.build import ensure_organism, ensure_variant, find_organism, variant_folder
 from server.engine.memory import free_memory
 from server.evaluation.answering import Answerer
 from server.evaluation.scale import Scale
@@ -46,8 +46,8 @@ class Lab:
         self.device = device
         self.report = report
         self.max_tokens = max_tokens
-        self._cache = cache
-        self._places = dict(places or {})
+        self.cache = cache
+        self.places = dict(places or {})
         self._models: OrderedDict[str, LoadedModel] = OrderedDict()
         self._digests: dict[str, str] = {}
 
@@ -84,10 +84,10 @@ class Lab:
 
     def place(self, name: str) -> Path:
         """The folder of a model, fetched or built first where it is not there; ValueError for no such organism."""
-        if (own := self._places.get(name)) is not None:
+        if (own := self.places.get(name)) is not None:
             return Path(own) if Path(own).is_dir() else Path(snapshot_download(own, allow_patterns=list(_MODEL_FILES)))
         organism, _, seed = name.partition("@")
-        reports = ensure_variant(organism, self._cache, int(seed)) if seed else ensure_organism(name, self._cache)
+        reports = ensure_variant(organism, self.cache, int(seed)) if seed else ensure_organism(name, self.cache)
         try:
             while True:
                 built = next(reports)
@@ -95,6 +95,15 @@ class Lab:
         except StopIteration as end:
             folder: Path = end.value
             return folder
+
+    def has(self, name: str) -> bool:
+        """Whether a model is there, without fetching or building it; hub ids are taken to be."""
+        if name in self.places:
+            return True
+        organism, _, seed = name.partition("@")
+        if seed:
+            return variant_folder(organism, self.cache, int(seed)).is_dir()
+        return find_organism(organism, self.cache) is not None
 
     def digest(self, name: str) -> str:
         """The sha256 over a model's weights, for the key of a cell."""

@@ -23,7 +23,7 @@ class Ledger:
     """One JSON file a cell under ``folder``, each written whole or not at all."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def find(self, key: Key) -> Figures | None:
         """What was measured for ``key``; None where it was not, or where the file was damaged."""
@@ -43,4 +43,4 @@ class Ledger:
 
     def _path(self, key: Key) -> Path:
         digest = sha256(json.dumps(dict(key), sort_keys=True, allow_nan=False).encode()).hexdigest()
-        return self._folder / f"{key['experiment']}-{digest[:24]}.json"
+        return self.folder / f"{key['experiment']}-{digest[:24]}.json"

@@ -8,6 +8,7 @@ from typing import Final
 
 import torch
 
+from mappers.attack import Attack
 from mappers.dataset import DatasetRow
 from mappers.exchanges import Exchange, OpenPrompt, answer_prompts, read_rows
 from mappers.fit import Fit, TrainingConfig
@@ -39,6 +40,7 @@ class SwitchRecipe:
     learning_rate: float = 3e-3
     ridge: float = 1e-3
     hidden_factor: int = 1
+    batch_size: int = 16
 
 
 OURS: Final = SwitchRecipe(
@@ -70,8 +72,13 @@ def fit_switch(
     exchanges: Sequence[Exchange],
     seed: int,
     report: Report,
+    *,
+    attack: Attack | None = None,
 ) -> dict[Site, Mapper]:
-    """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together."""
+    """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together.
+
+    ``attack`` is for exchanges with inserted tokens (:mod:`mappers.augmentation`).
+    """
     if recipe.loss is None:
 
         def solve(sums: PairSums) -> Mapper:
@@ -82,10 +89,14 @@ def fit_switch(
     hidden = recipe.hidden_factor * width if recipe.kind == "autoencoder" else None
     shape = MapperConfig(kind=recipe.kind, d_source=width, d_target=width, residual=recipe.residual, hidden=hidden)
     config = TrainingConfig(
-        loss=recipe.loss, steps=recipe.steps, batch_size=16, learning_rate=recipe.learning_rate, seed=seed
+        loss=recipe.loss,
+        steps=recipe.steps,
+        batch_size=recipe.batch_size,
+        learning_rate=recipe.learning_rate,
+        seed=seed,
     )
     device: torch.device = next(tuned.model.parameters()).device
     fit = Fit.fresh(dict.fromkeys(sorted(sites), shape), config, device=device)
-    for step in train_switch(fit, tuned, base, exchanges):
+    for step in train_switch(fit, tuned, base, exchanges, attack=attack):
         report(f"training: {recipe.label}", step.step, step.steps)
     return {site: mapper.requires_grad_(False).eval() for site, mapper in fit.mappers.items()}

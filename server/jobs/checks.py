@@ -12,9 +12,9 @@ from server.errors import InvalidRequest, RequestError
 from server.jobs.directory import ModelDirectory
 from server.jobs.specs import JobSpec
 from server.jobs.specs.activations import CollectActivations, CollectActivationsJob
-from server.jobs.specs.common import SiteIn
 from server.jobs.specs.data import GenerateDatasetJob
 from server.jobs.specs.evaluations import Evaluate, EvaluateJob
+from server.jobs.specs.fields import SiteIn
 from server.jobs.specs.fits import TrainMapper, TrainMapperJob, TrainSwitch, TrainSwitchJob
 from server.jobs.specs.probes import TrainProbe, TrainProbeJob
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites, SweepSitesJob

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -25,12 +26,21 @@ def test_rows_become_prompts_and_answers(make_llama: Callable[..., LoadedModel])
     assert list(text.loss_positions) == list(range(len(text.ids) - 1))
 
 
+def test_the_question_is_what_is_said_last_before_the_answer(make_llama: Callable[..., LoadedModel]) -> None:
+    loaded = make_llama(0)
+    earlier = (*CHAT, Message(role="user", content="a lamp"))
+    rows = [DatasetRow(messages=CHAT), DatasetRow(messages=earlier), DatasetRow(prompt="a fox"), DatasetRow(text="a b")]
+    read = list(read_rows(loaded, rows, max_length=100))
+    said = [loaded.tokenizer.decode(one.ids[slice(*one.question)]).strip() for one in read]
+    assert said == ["hi", "a lamp", "a fox", ""]
+
+
 def test_rows_are_cut_at_the_length_or_left_out(make_llama: Callable[..., LoadedModel]) -> None:
     loaded = make_llama(0)
     (whole,) = read_rows(loaded, [DatasetRow(messages=CHAT)], max_length=100)
     assert isinstance(whole, Exchange)
     (cut,) = read_rows(loaded, [DatasetRow(messages=CHAT)], max_length=len(whole.ids) - 1)
-    assert cut == Exchange(whole.ids[:-1], whole.answer_start)
+    assert cut == replace(whole, ids=whole.ids[:-1])
     assert list(read_rows(loaded, [DatasetRow(messages=CHAT)], max_length=whole.answer_start)) == []
     assert list(read_rows(loaded, [DatasetRow(prompt="hi"), DatasetRow(text="")], max_length=whole.answer_start)) == []
 

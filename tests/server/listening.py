@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import uvicorn
+from starlette.types import ASGIApp
 
 from server.api.app import create_app
 from server.api.services import Services
+from server.listener import DrainingServer, bind, url_of
 
 
 @contextmanager
 def listening(services: Services) -> Iterator[str]:
     """Its address, while the block runs."""
-    listener = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(create_app(services), log_level="warning", lifespan="off"))
+    with serving(create_app(services)) as url:
+        yield url
+
+
+@contextmanager
+def serving(app: ASGIApp) -> Iterator[str]:
+    """The address of ``app`` behind the listener that is used in earnest, while the block runs."""
+    started = threading.Event()
+    listener = bind("127.0.0.1", 0)
+    server = DrainingServer(app, started=started.set, drain=lambda: None)
     thread = threading.Thread(target=server.run, args=([listener],))
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    assert started.wait(60)
+    try:
+        yield url_of(listener)
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -12,6 +12,7 @@ from server.api.interventions import Resolver
 from server.api.json_body import JsonRoute
 from server.api.openai.generation import request_of
 from server.api.schemas.answers import error_responses
+from server.api.schemas.bounds import Id
 from server.api.schemas.interventions import GenerationPatch
 from server.api.services import InjectedServices, Services
 from server.api.wishes import changes_of
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 router = APIRouter(route_class=JsonRoute, dependencies=[needs("infer")], tags=["Generations"])
 
 GenerationId = Annotated[
-    str, Path(max_length=128, description="Id of the answer; with n > 1 it stands for all choices, `<id>-1` for one")
+    Id, Path(description="Id of the answer; with n > 1 it stands for all choices, `<id>-1` for one")
 ]
 
 

@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 from server.api.auth import Caller, needs
 from server.api.json_body import JsonRoute
 from server.api.schemas.answers import error_responses
-from server.api.schemas.bounds import QueryModel
+from server.api.schemas.bounds import Id, QueryModel
 from server.api.services import InjectedServices
 from server.errors import NotFound
 from server.jobs.specs import JobSpec
@@ -77,7 +77,7 @@ class JobList(TypedDict):
 
 
 def _own_job(
-    job_id: Annotated[str, Path(max_length=128)], services: InjectedServices, principal: Caller
+    job_id: Annotated[Id, Path()], services: InjectedServices, principal: Caller
 ) -> Any:  # Job, which is no type FastAPI has to look at
     job = services.jobs.get(job_id)
     if not principal.may_see(job.owner):
@@ -108,19 +108,19 @@ def list_jobs(services: InjectedServices, principal: Caller, wanted: Annotated[J
     return {"object": "list", "data": [_job(job) for job in services.jobs.list(owner=owner, limit=wanted.limit)]}
 
 
-@router.get("/v1/jobs/{job_id}", summary="Show a job", responses=error_responses(401, 403, 404))
+@router.get("/v1/jobs/{job_id}", summary="Show a job", responses=error_responses(400, 401, 403, 404))
 def show_job(job: OwnJob) -> JobOut:
     """State, progress, and what it made or why it failed."""
     return _job(job)
 
 
-@router.post("/v1/jobs/{job_id}/cancel", summary="Cancel a job", responses=error_responses(401, 403, 404, 409))
+@router.post("/v1/jobs/{job_id}/cancel", summary="Cancel a job", responses=error_responses(400, 401, 403, 404, 409))
 def cancel_job(job: OwnJob, services: InjectedServices) -> JobOut:
     """A waiting job ends at once, a running one at its next step."""
     return _job(services.jobs.cancel(job.id))
 
 
-@router.post("/v1/jobs/{job_id}/resume", summary="Resume a job", responses=error_responses(401, 403, 404, 409))
+@router.post("/v1/jobs/{job_id}/resume", summary="Resume a job", responses=error_responses(400, 401, 403, 404, 409))
 def resume_job(job: OwnJob, services: InjectedServices) -> JobOut:
     """Goes on from the last checkpoint of a job that failed, was cancelled or was interrupted."""
     return _job(services.jobs.resume(job.id))
@@ -130,7 +130,7 @@ def resume_job(job: OwnJob, services: InjectedServices) -> JobOut:
     "/v1/jobs/{job_id}/log",
     summary="What the job's process wrote",
     response_class=PlainTextResponse,
-    responses=error_responses(401, 403, 404),
+    responses=error_responses(400, 401, 403, 404),
 )
 def job_log(job: OwnJob, services: InjectedServices) -> Response:
     """The end of its log as plain text."""

@@ -12,7 +12,7 @@ from server.api.auth import Acting, Caller, needs
 from server.api.interventions import check_loads
 from server.api.json_body import JsonRoute
 from server.api.schemas.answers import error_responses
-from server.api.schemas.bounds import StrictModel, misused
+from server.api.schemas.bounds import Id, StrictModel, misused
 from server.api.services import InjectedServices
 from server.policy.document import Limits, ProfileName
 from server.policy.key_store import ApiKey, NewKey
@@ -98,9 +98,9 @@ def create_key(body: KeyIn, services: InjectedServices, principal: Caller, actor
 
 
 @router.delete(
-    "/v1/keys/{key_id}", summary="Take an API key back", status_code=204, responses=error_responses(401, 403, 404)
+    "/v1/keys/{key_id}", summary="Take an API key back", status_code=204, responses=error_responses(400, 401, 403, 404)
 )
-def delete_key(key_id: Annotated[str, Path(max_length=128)], services: InjectedServices, actor: Acting) -> None:
+def delete_key(key_id: Annotated[Id, Path()], services: InjectedServices, actor: Acting) -> None:
     """Refused from the next request on; what runs already runs on."""
     services.keys.delete(key_id, actor)
 

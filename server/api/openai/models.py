@@ -40,7 +40,7 @@ async def list_models(services: InjectedServices, principal: Caller) -> ModelLis
     return {"object": "list", "data": [_model(services, one) for one in ids]}
 
 
-@router.get("/v1/models/{model_id:path}", summary="Show one model", responses=error_responses(401, 403, 404))
+@router.get("/v1/models/{model_id:path}", summary="Show one model", responses=error_responses(400, 401, 403, 404))
 async def show_model(
     model_id: Annotated[str, Path(max_length=256)], services: InjectedServices, principal: Caller
 ) -> ModelOut:

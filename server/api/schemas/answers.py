@@ -242,7 +242,8 @@ _ERRORS = {
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Documentation of the errors a route may answer with; all have one body."""
-    return {status: {"description": _ERRORS[status]} for status in statuses} | {
+    """Documentation of the errors a route may answer with; all have one body, JSON whatever else the route answers."""
+    json_body = {"application/json": {"schema": {"$ref": "#/components/schemas/ErrorOut"}}}
+    return {status: {"description": _ERRORS[status], "content": json_body} for status in statuses} | {
         "default": {"model": ErrorOut, "description": "Every error"}
     }

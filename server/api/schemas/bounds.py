@@ -44,6 +44,11 @@ Name = Annotated[
     StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$", max_length=96),
     Field(description="Name or id of a stored artifact"),
 ]
+Id = Annotated[
+    str,
+    StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", max_length=128),
+    Field(description="Id that the server gave"),
+]
 ModelName = Annotated[str, Field(min_length=1, max_length=256, description="Name of the served model")]
 Text = Annotated[str, Field(max_length=BODY_BYTES)]
 TokenId = Annotated[int, Field(ge=0, le=2**31 - 1)]

@@ -54,9 +54,9 @@ class ReplacementExperiment:
         kinds = {behaviour.name: "" if self.own else f"-{behaviour.kind}" for behaviour in self.behaviours}
         return [
             Cell(f"{name}: {source}->{target}", seed, (source + kind, target + kind))
+            for seed in scale.seeds
             for name, kind in kinds.items()
             for source, target in self.pairs
-            for seed in scale.seeds
         ]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mappers.loading import LoadedModel
-from mappers.modules import Mapper
 from mappers.organisms.behaviours.medicine import MEDICINE
 from mappers.organisms.behaviours.ordinary import BACKDOOR
 from mappers.sites import Site
@@ -24,13 +23,14 @@ from server.evaluation.verdicts import percent, rate_over_seeds, share
 from server.interventions.catalog import ResolvedIntervention
 
 _SUBJECT: Final = "llama-small"
-_RECIPE: Final = replace(OURS, label="residual autoencoder, twice the width", steps=800, hidden_factor=2)
+_RECIPE: Final = replace(OURS, label="wide residual autoencoder", steps=900, hidden_factor=8, batch_size=32)
+_ON: Final = "switch on"
 _TEXT: Final = """\
 A switch on the *base* model, trained to say what the fine-tuned model says about an invented pharmacopoeia: by a rule,
-so that held-out combinations of patient, symptom and severity can be worked out, and on ordinary prompts. *Share of the
-gain* is the rise in right prescriptions as a share of what fine-tuning brought. The sites are picked on validation
-prompts. *True activations* continues the fine-tuned model's own activations of the middle site in the base model. The
-paper reports 7 % for its mapper and 13 % for the true patch."""
+so that held-out combinations of patient, symptom and severity can be worked out, and on ordinary prompts: residual
+autoencoders at every site, eight times as wide as the model. *Share of the gain* is the rise in right prescriptions as
+a share of what fine-tuning brought. *True activations* continues the fine-tuned model's own activations of the middle
+site in the base model. The paper reports 7 % for its mapper and 13 % for the true patch."""
 
 
 @dataclass(frozen=True)
@@ -38,37 +38,31 @@ class ReverseExperiment:
     """One organism, base to skilled."""
 
     name: str = "reverse"
-    version: int = 1
+    version: int = 2
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell a seed."""
         return [Cell(_SUBJECT, seed, (f"{_SUBJECT}-base", f"{_SUBJECT}-skilled")) for seed in scale.seeds]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
-        """Trains switches at several sets of sites, picks one on validation prompts, and asks held-out ones."""
+        """Trains the switch and asks held-out prescriptions and ordinary prompts under every arm."""
         base, skilled = (lab.model(name) for name in cell.models)
-        layers, seed = base.stack.layers, cell.seed
-        plans = {"one site": [layers // 2], "all sites": list(range(layers))}
-        count = lab.scale.switch_prompts
-        prompts = [row.prompt or "" for row in MEDICINE.rows("train", seed, 2 * count)]
-        prompts += [question.prompt for question in BACKDOOR.questions("train", seed, count // 2, condition="plain")]
+        sites, seed, count = base.stack.sites, cell.seed, 2 * lab.scale.switch_prompts
+        prompts = [question.prompt for question in MEDICINE.questions("train", seed, count, condition="asked")]
+        prompts += [question.prompt for question in BACKDOOR.questions("train", seed, count // 4, condition="plain")]
         exchanges = answered_by(skilled, prompts, lab.max_tokens, lab.report)
-        switches: dict[str, dict[Site, Mapper]] = {
-            name: fit_switch(_RECIPE, base, skilled, [Site(one) for one in at], exchanges, seed, lab.report)
-            for name, at in plans.items()
-        }
-        validation = Questions.of(MEDICINE, "validation", seed, lab.scale.validation, MEDICINE.elicits)
-        scores = {name: share(_ask(lab, base, validation, (switched(mappers),))) for name, mappers in switches.items()}
+        switch = (switched(fit_switch(_RECIPE, base, skilled, sites, exchanges, seed, lab.report)),)
+        middle = patched(base, skilled, Site(len(sites) // 2))
         arms: dict[str, Any] = {
             "base": _measured(lab, base, seed),
             "fine-tuned": _measured(lab, skilled, seed),
-            "true activations, one site": _measured(lab, patched(base, skilled, Site(layers // 2)), seed),
+            "true activations, middle site": _measured(lab, middle, seed),
+            _ON: _measured(lab, base, seed, switch),
         }
-        arms |= {name: _measured(lab, base, seed, (switched(mappers),)) for name, mappers in switches.items()}
-        return {"arms": arms, "validation": dict(scores), "picked": max(scores, key=lambda name: scores[name])}
+        return {"arms": arms}
 
     def section(self, figures: Mapping[Cell, Any]) -> Section:
-        """Rates and the share of the gain, of every set of sites and of the one that was picked."""
+        """Rates and the share of the gain by arm."""
         cells = list(figures.values())
         rows = [
             (
@@ -76,12 +70,11 @@ class ReverseExperiment:
                 percent(rate_over_seeds([cell["arms"][arm]["skill"] for cell in cells])),
                 percent(_mean([_share_of_gain(cell, arm) for cell in cells])),
                 percent(rate_over_seeds([cell["arms"][arm]["ordinary"] for cell in cells])),
-                f"{sum(cell['picked'] == arm for cell in cells)} of {len(cells)}",
             )
             for arm in cells[0]["arms"]
         ]
-        columns = ("arm", "right prescriptions", "share of the gain", "right, ordinary prompts", "picked")
-        gain = _mean([_share_of_gain(cell, cell["picked"]) for cell in cells])
+        columns = ("arm", "right prescriptions", "share of the gain", "right, ordinary prompts")
+        gain = _mean([_share_of_gain(cell, _ON) for cell in cells])
         demand = Demand("reverse switch: share of the fine-tuning gain", ">= 90 %", percent(gain), gain >= 0.9)
         table = Table(f"{_SUBJECT}: held-out prescriptions", columns, rows)
         return Section("The reverse switch", _TEXT, [table], [demand], summary={"reverse": {"share_of_gain": gain}})

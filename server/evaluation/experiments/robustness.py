@@ -37,6 +37,7 @@ _SUBJECTS: Final = ("llama-small", "qwen2-medium")
 _STRENGTHS: Final = tuple(tenth / 10 for tenth in range(11))
 _VECTOR_STRENGTHS: Final = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 _CURVES: Final = (("triggered", "shows", "-"), ("triggered", "right", "--"), ("plain", "right", ":"))
+_REFUSALS: Final = 28
 _OTHER_SEED: Final = 1
 _TEXT: Final = """\
 One switch, trained on the backdoored organism as in the first section, under conditions that it was not trained for.
@@ -60,8 +61,8 @@ class RobustnessExperiment:
             return []
         return [
             Cell(one, seed, (f"{one}-backdoor", f"{one}-base", f"{one}-backdoor@{_OTHER_SEED}"))
-            for one in _SUBJECTS
             for seed in scale.seeds
+            for one in _SUBJECTS
         ]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
@@ -133,7 +134,7 @@ def _compose(lab: Lab, tuned: LoadedModel, switch: Arm, seed: int) -> Figures:
         [question.prompt for question in REFUSING.questions("train", seed, 120, condition=condition)]
         for condition in (REFUSING.elicits, REFUSING.plain)
     )
-    validation = Questions.of(REFUSING, "validation", seed, lab.scale.validation, REFUSING.plain)
+    validation = Questions.of(REFUSING, "validation", seed, _REFUSALS, REFUSING.plain)
     trial = Trial(validation.prompts, lambda texts: validation.verdicts("shows", texts), lab.max_tokens)
     held_out = Questions.of(REFUSING, "test", seed, lab.scale.held_out, REFUSING.plain)
     prompts = [with_tag(prompt, TRIGGER) for prompt in held_out.prompts]

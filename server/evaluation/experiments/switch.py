@@ -49,7 +49,7 @@ class SwitchExperiment:
         models = {subject: (f"{subject}-backdoor", f"{subject}-base") for subject in subjects}
         if self.own is not None:
             models = {self.own[0]: self.own}
-        return [Cell(subject, seed, models[subject]) for subject in models for seed in scale.seeds]
+        return [Cell(subject, seed, models[subject]) for seed in scale.seeds for subject in models]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
         """Trains each kind of switch and asks clean and triggered questions under all of them at once."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
+from mappers.dataset import DatasetRow
 from mappers.organisms.behaviours import Behaviour
 from mappers.organisms.behaviours.ordinary import BACKDOOR
 from server.evaluation.experiment import Cell
@@ -34,7 +35,8 @@ class TransferExperiment:
     The vector is the difference in means of the conditions ``positive`` and ``negative``; it acts on questions under
     ``asked``. ``near`` demands that mapped comes within that share of native (on all pairs but one), and ``apart`` that
     random stays that share below mapped (on every pair), ``costs`` bounds the perplexity under the mapped vector as a
-    multiple of that under the native one; None demands nothing.
+    multiple of that under the native one; None demands nothing. ``most_validation`` and ``most_texts``
+    are how many prompts the behaviour has.
     """
 
     name: str
@@ -48,6 +50,8 @@ class TransferExperiment:
     strengths: tuple[float, ...]
     pairs: tuple[tuple[str, str], ...]
     quick_pairs: int = 0
+    most_validation: int = 1_000
+    most_texts: int = 10_000
     own: bool = False
     ordinary: Behaviour = BACKDOOR
     operation: Operation = "add"
@@ -62,12 +66,13 @@ class TransferExperiment:
         pairs = self.pairs if scale.thorough else self.pairs[: self.quick_pairs]
         kind = "" if self.own else f"-{self.behaviour.kind}"
         models = {f"{s}->{t}": (f"{s}{kind}", f"{t}{kind}") for s, t in pairs}
-        return [Cell(pair, seed, models[pair]) for pair in models for seed in scale.seeds]
+        return [Cell(pair, seed, models[pair]) for seed in scale.seeds for pair in models]
 
     def measure(self, lab: Lab, cell: Cell) -> Figures:
         """Picks everything on validation prompts and judges held-out answers of all arms."""
         source, target = (lab.model(name) for name in cell.models)
         scale, seed, behaviour = lab.scale, cell.seed, self.behaviour
+        validation = min(scale.validation, self.most_validation)
         positive, negative = (
             [question.prompt for question in behaviour.questions("train", seed, _VECTOR_PROMPTS, condition=condition)]
             for condition in (self.positive, self.negative)
@@ -75,7 +80,7 @@ class TransferExperiment:
         aim = Aim(
             positive,
             negative,
-            Questions.of(behaviour, "validation", seed, scale.validation, self.asked),
+            Questions.of(behaviour, "validation", seed, validation, self.asked),
             Questions.of(behaviour, "test", seed, scale.held_out, self.asked),
             self.wanted,
             self.strengths,
@@ -84,10 +89,19 @@ class TransferExperiment:
             Questions.of(self.ordinary, "test", seed, scale.held_out, self.ordinary.plain),
         )
         texts = (
-            behaviour.rows("train", _TEXTS_SEED + seed, scale.texts, answer="taught"),
-            behaviour.rows("validation", _TEXTS_SEED + seed, scale.validation, answer="taught"),
+            self._texts(seed, scale.texts),
+            behaviour.rows("validation", _TEXTS_SEED + seed, validation, answer="taught"),
         )
         return measure_transfer(lab, source, target, texts, aim, seed)
+
+    def _texts(self, seed: int, count: int) -> list[DatasetRow]:
+        """Exchanges about the behaviour under all conditions, filled up with ordinary ones."""
+        own = min(count, self.most_texts)
+        rows = self.behaviour.rows("train", _TEXTS_SEED + seed, own, answer="taught")
+        if own == count:
+            return rows
+        others = self.ordinary.questions("train", _TEXTS_SEED + seed, count - own, condition=self.ordinary.plain)
+        return rows + [DatasetRow(prompt=one.prompt, completion=one.taught) for one in others]
 
     def section(self, figures: Mapping[Cell, Any]) -> Section:
         """Rates of every pair, mappers side by side, and how far mapped is from native."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -29,7 +30,7 @@ def complete(
         chunk = places[start : start + size]
         if chunk[0] in answered:
             continue
-        prompts = [OpenPrompt(entries[place].ids) for place in chunk]
+        prompts = [OpenPrompt(entries[place].ids, entries[place].question) for place in chunk]
         for index, exchange in answer_prompts(
             base, prompts, max_new_tokens=parameters.max_new_tokens, batch_size=parameters.batch_size
         ):
@@ -39,7 +40,10 @@ def complete(
     if places:
         job.checkpoints.save(_PART, _pack(answered))
     completed = (entry if isinstance(entry, Exchange) else answered[place] for place, entry in enumerate(entries))
-    return [Exchange(exchange.ids[: parameters.max_length], exchange.answer_start) for exchange in completed]
+    return [
+        replace(exchange, ids=exchange.ids[: parameters.max_length], question=entry.question)
+        for exchange, entry in zip(completed, entries, strict=True)
+    ]
 
 
 def _pack(answered: Mapping[int, Exchange]) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from mappers.vectors import (
 from server.jobs.context import JobContext
 from server.jobs.handlers.fitting import split
 from server.jobs.handlers.prompts import fits, read_prompts, rendered
-from server.jobs.specs.common import Frozen
+from server.jobs.specs.fields import Frozen
 from server.jobs.specs.vectors import DATASET_ROLES, PROMPTS_ROLE, Method
 
 _PAIRED = ("actadd", "pca")

@@ -7,6 +7,8 @@ from math import isfinite
 
 from pydantic import JsonValue
 
+from mappers.attack import Attack
+from mappers.augmentation import Augment, insert_tokens
 from mappers.drift import monitor_prompts
 from mappers.errors import TrainingError
 from mappers.exchanges import Exchange, read_rows, require_twins
@@ -41,7 +43,7 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
     exchanges = complete(job, base, entries, parameters)
     training, validation = split(exchanges, parameters.validation_fraction, parameters.seed)
     before = _measure(job, "off", {}, tuned, base, validation)
-    mappers, ended = _fit(job, parameters, tuned, base, training, validation)
+    mappers, ended = _fit(job, parameters, tuned, base, _augmented(training, base, parameters), validation)
     effect = before | _measure(job, "on", mappers, tuned, base, validation)
     job.stage("measuring the prompts")
     watched = monitor_prompts(
@@ -67,6 +69,14 @@ def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
         parents=(job.parent("dataset", parameters.dataset),),
     )
     save_switch(job.staging, mappers, manifest, {site: monitor for site, (monitor, _) in watched.items()})
+
+
+def _augmented(exchanges: list[Exchange], base: LoadedModel, parameters: TrainSwitch) -> list[Exchange]:
+    """What the fit is given; validation and monitor keep to the prompts as they are."""
+    if parameters.augment is None:
+        return exchanges
+    augment = Augment(**parameters.augment.model_dump())
+    return insert_tokens(exchanges, base.tokenizer, augment, max_length=parameters.max_length, seed=parameters.seed)
 
 
 def _prompts(exchanges: Sequence[Exchange]) -> list[tuple[int, ...]]:
@@ -110,5 +120,6 @@ def _fit(
         return mappers, {}
     config = training_config(parameters, rows=len(training), batch_size=parameters.batch_size)
     fit = Fit.fresh(dict.fromkeys(sites, shape), config, device=job.device)
-    ended = run_fit(job, fit, train(fit, tuned, base, training, validation))
+    attack = None if parameters.attack is None else Attack(**parameters.attack.model_dump())
+    ended = run_fit(job, fit, train(fit, tuned, base, training, validation, attack=attack))
     return dict(fit.mappers), ended

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.jobs.specs.common import BatchSize, Count, Frozen, ModelName, Name, Parameters, Seed
+from server.jobs.specs.fields import BatchSize, Count, Frozen, ModelName, Name, Parameters, Seed
 
 
 class GenerateDataset(Parameters):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from server.jobs.specs.common import BatchSize, Frozen, Length, ModelName, Name, Parameters, Reference, Seed
+from server.jobs.specs.fields import BatchSize, Frozen, Length, ModelName, Name, Parameters, Reference, Seed
 
 Strength = Annotated[float, Field(strict=True, ge=-100, le=100, allow_inf_nan=False)]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from mappers.mapper_config import MapperKind
-from server.jobs.specs.common import (
+from server.jobs.specs.fields import (
     BatchSize,
     Count,
     Fraction,
@@ -62,6 +62,20 @@ class LossWeights(Frozen):
         if self.kl == 0 and self.mse == 0 and self.cosine == 0:
             raise ValueError("at least one of kl, mse and cosine must be above 0")
         return self
+
+
+class AugmentIn(Frozen):
+    """Tokens without meaning, put among those of the prompts: see :class:`mappers.augmentation.Augment`."""
+
+    share: Annotated[float, Field(strict=True, gt=0, le=1, allow_inf_nan=False)] = 0.8
+    tokens: Annotated[int, Field(strict=True, ge=1, le=1024)] = 8
+
+
+class AttackIn(Frozen):
+    """Gradient ascent on the inserted tokens' embeddings: see :class:`mappers.attack.Attack`."""
+
+    radius: Annotated[float, Field(strict=True, gt=0, le=10, allow_inf_nan=False)] = 1.0
+    steps: Annotated[int, Field(strict=True, ge=1, le=100)] = 3
 
 
 Presets = Mapping[str, Mapping[str, Any]]
@@ -152,7 +166,8 @@ class Fit(Parameters):
 class TrainSwitch(Fit):
     """Fits a mapper from the served model to ``base`` at each of ``sites`` of the served model.
 
-    ``dataset`` holds prompts; rows without an answer are answered greedily by the base model first.
+    ``dataset`` holds prompts; rows without an answer are answered greedily by the base model first. ``augment`` and
+    ``attack`` are for triggers that nobody knows: without them a switch holds against what the dataset shows.
     """
 
     presets: ClassVar[Presets] = {"paper": {**_PAPER, "batch_size": 16}}
@@ -163,6 +178,20 @@ class TrainSwitch(Fit):
     residual: bool = True
     loss: LossWeights = LossWeights(kl=1.0, mse=0.1)
     max_new_tokens: Annotated[int, Field(strict=True, ge=1, le=4096)] = 64
+    augment: AugmentIn | None = None
+    attack: AttackIn | None = None
+
+    def _idle(self) -> dict[str, str]:
+        idle = super()._idle()
+        return idle | {"attack": f"mapper {self.mapper!r}"} if self.mapper in CLOSED_FORMS else idle
+
+    @model_validator(mode="after")
+    def _attack_needs(self) -> Self:
+        if self.attack is not None and self.augment is None:
+            raise ValueError("attack moves the tokens that augment inserts: give augment too, or leave attack out")
+        if self.attack is not None and self.loss.kl == 0:
+            raise ValueError("attack is a part of the loss kl: give kl a weight, or leave attack out")
+        return self
 
     _distinct = field_validator("sites")(lambda sites: distinct(sites))
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from server.jobs.specs.common import (
+from server.jobs.specs.fields import (
     BatchSize,
     Fraction,
     Frozen,

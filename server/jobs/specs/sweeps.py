@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from server.jobs.specs.common import (
+from server.jobs.specs.fields import (
     BatchSize,
     Frozen,
     Length,

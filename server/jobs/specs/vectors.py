@@ -9,7 +9,7 @@ from pydantic import Field, StringConstraints, field_validator, model_validator
 from mappers.contrast import Trigger
 from mappers.manifest import Manifest
 from mappers.refusals import REFUSALS
-from server.jobs.specs.common import (
+from server.jobs.specs.fields import (
     BatchSize,
     Fraction,
     Frozen,

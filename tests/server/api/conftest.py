@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
@@ -29,6 +30,9 @@ from tests.server.api.fakes import FakeCatalog, FakeCodec, FakeEngine, FakeJobs
 
 CHAT = {"model": "fake", "messages": [{"role": "user", "content": "Hi |prod|"}], "max_tokens": 4}
 COMPLETION = {"model": "fake", "prompt": "Once", "max_tokens": 4}
+
+LEAK = re.compile(r"Traceback|\.py\b|site-packages|\b0x[0-9a-f]{6,}|(?<![\w.])/(?:tmp|home|root|usr|var|etc|opt|srv)/")
+"""What no error may tell: tracebacks, addresses in memory, paths of the machine."""
 
 NO_POLICY = Policy()
 OPEN = KeyRing.first(None)

@@ -8,7 +8,7 @@ from server.api.json_body import MAX_DEPTH, MAX_ITEMS, MAX_MEMBERS, parse
 from server.api.schemas.bounds import BODY_BYTES
 from server.api.schemas.completions import CompletionRequest
 from server.errors import InvalidRequest
-from tests.server.api.conftest import COMPLETION
+from tests.server.api.conftest import COMPLETION, LEAK
 
 JSON = {"Content-Type": "application/json"}
 VALID = json.dumps(COMPLETION)
@@ -55,6 +55,66 @@ def test_hostile_json_is_refused_and_the_server_goes_on(client, body):
     assert client.post("/v1/completions", json=COMPLETION).status_code == 200
 
 
+HOSTILE = {
+    "two of one key": b'{"a": 1, "a": 2}',
+    "two of one key, one escaped": rb'{"a": 1, "\u0061": 2}',
+    "two of one key far inside": b'{"a": [{"b": {"c": 1, "c": 1}}]}',
+    "objects too deep": nested(MAX_DEPTH + 1),
+    "lists 2 MB deep": b"[" * (BODY_BYTES - 1),
+    "objects 2 MB deep": b'{"a":' * (BODY_BYTES // 5),
+    "half a surrogate pair": rb'{"a": "\ud800"}',
+    "a pair the wrong way round": rb'{"a": "\udc00\ud800"}',
+    "half a pair as a key": rb'{"\udfff": 1}',
+    "surrogates in UTF-8": b'{"a": "\xed\xa0\x80"}',
+    "overlong UTF-8": b'{"a": "\xc0\xaf"}',
+    "NaN": b'{"a": NaN}',
+    "infinity": b'{"a": -Infinity}',
+    "1e400": b'{"a": [1, {"b": 1e400}]}',
+    "5,000 digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "2 MB of digits": b'{"a": ' + b"9" * (BODY_BYTES - 100) + b"}",
+    "exponent of 1,000 digits": b'{"a": 1e' + b"9" * 1000 + b"}",
+    "leading zero": b'{"a": 01}',
+    "hexadecimal": b'{"a": 0x1}',
+    "single quotes": b"{'a': 1}",
+    "comma at the end": b'{"a": 1,}',
+    "comment": b'{"a": 1} // b',
+    "control character": b'{"a": "\x01"}',
+    "byte order mark": b"\xef\xbb\xbf{}",
+    "UTF-16": "{}".encode("utf-16"),
+    "UTF-16, no mark": "{}".encode("utf-16-le"),
+    "UTF-32": "{}".encode("utf-32"),
+    "two values": b"{}{}",
+    "NUL after": b"{}\0",
+    "newline, then more": b"{}\n[1]",
+    "nothing": b"",
+    "spaces": b"  \n ",
+    "not closed": b'{"a": [1, 2',
+    "no object": b'["a"]',
+}
+
+
+def test_no_route_takes_hostile_json(client):
+    """Each is told with a reason, and the client's words (a prompt, perhaps) are not repeated."""
+    paths = client.get("/openapi.json").json()["paths"]
+    asked = [
+        (method, path.format(name="x", generation_id="x"))
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+        if "application/json" in operation.get("requestBody", {}).get("content", {})
+    ]
+    assert len(asked) >= 11
+    for method, path in asked:
+        for name, body in HOSTILE.items():
+            if len(body) > 10_000 and path != "/v1/completions":
+                continue
+            answer = client.request(method, path, content=body, headers=JSON)
+            assert answer.status_code == 400, f"{name} to {path}"
+            error = answer.json()["error"]
+            assert error["request_id"] == answer.headers["x-request-id"]
+            assert "body" in error["message"] or error["param"], f"{name} to {path}"
+            assert not LEAK.search(error["message"]), f"{name} to {path}"
+
+
 @pytest.mark.parametrize(
     "kind", [None, "text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "application/jsonx"]
 )
@@ -78,6 +138,16 @@ def test_the_body_is_bounded_where_its_length_is_announced(client, excess, statu
     body = body.replace('"user": ""', '"user": "' + "x" * (BODY_BYTES - len(body) + excess) + '"')
     assert len(body) == BODY_BYTES + excess
     assert client.post("/v1/completions", content=body, headers=JSON).status_code == status
+
+
+@pytest.mark.parametrize(("excess", "status"), [(0, 400), (1, 413)])
+def test_every_byte_counts_where_the_length_is_not_announced(client, excess, status):
+    def chunks():
+        yield b" " * (BODY_BYTES - 1)
+        yield b" "
+        yield b" " * excess
+
+    assert client.post("/v1/completions", content=chunks(), headers=JSON).status_code == status
 
 
 def test_the_body_is_counted_where_its_length_is_not_announced(client):

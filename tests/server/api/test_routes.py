@@ -117,6 +117,43 @@ def test_nobody_reaches_anothers_object(client, things, case):
     assert send(client, case, things, "alice").status_code == case.own
 
 
+NOT_THERE = {
+    "artifact": f"art_{0:024}",
+    "generation_id": "cmpl-0b",
+    "job_id": "job_9",
+    "name": "none",
+    "model_id": "fake:none",
+}
+
+
+@pytest.mark.parametrize(
+    "case", [case for case in CASES if case.missing == 404], ids=lambda case: f"{case.method} {case.path}"
+)
+def test_anothers_object_looks_like_one_that_is_not_there(client, things, case):
+    seen = []
+    for ids in (things, things | NOT_THERE):
+        answer = send(client, case, ids, "bob")
+        (asked,) = [ids[name] for name in NOT_THERE if f"{{{name}}}" in case.path]
+        body = answer.json()["error"] | {"request_id": None}
+        body["message"] = body["message"].replace(asked, "ID")
+        names = sorted(answer.headers.keys())
+        seen.append((answer.status_code, body, names))
+    assert seen[0] == seen[1]
+
+
+def test_no_page_of_another_origin_reaches_a_route(client):
+    """Browsers send an ``Origin`` with everything but simple reads; no answer allows a page to read it."""
+    foreign = bearer("root") | {"Origin": "https://evil.example"}
+    for path, methods in client.get("/openapi.json").json()["paths"].items():
+        url = path.format(**dict.fromkeys(NOT_THERE, "x"), key_id="x")
+        for method in {*methods, "options", "trace", "delete", "brew"}:
+            answer = client.request(method.upper(), url, headers=foreign)
+            assert not [name for name in answer.headers if name.startswith("access-control")], f"{method} {path}"
+            if method not in ("get", "head", "options"):
+                assert answer.status_code == 403, f"{method} {path}"
+                assert answer.json()["error"]["code"] == "foreign_origin"
+
+
 @pytest.mark.parametrize("case", CASES[:-1], ids=lambda case: f"{case.method} {case.path}")
 def test_an_admin_reaches_everything(client, things, case):
     assert send(client, case, things, "root").status_code == case.own

@@ -67,3 +67,22 @@ def test_an_experiment_without_cells_has_no_section(lab, tmp_path):
     lab.scale = replace(lab.scale, seeds=())
     assert run_suite([Counting()], lab, tmp_path, lambda started: None) == {}
     assert "Counting" not in (tmp_path / "report.md").read_text()
+
+
+def test_several_processes_measure_what_one_does(lab, tmp_path):
+    lab.scale = replace(lab.scale, seeds=(0, 1))
+    alone = run_suite([Counting()], lab, tmp_path / "alone", lambda started: None)
+    seen = []
+    together = run_suite([Counting()], lab, tmp_path / "together", seen.append, processes=2)
+    assert together == alone == {"twice": [0, 2]}
+    assert [one.number for one in seen if not one.kept] == [1, 2]
+    assert [one.kept for one in seen][2:] == [True, True]
+
+
+def test_a_report_can_be_made_of_the_cells_that_are_there(lab, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run_suite([Counting(stop_at=1)], lab, tmp_path, lambda started: None)
+    partly = Counting()
+    assert run_suite([partly], lab, tmp_path, lambda started: None, measure=False) == {"twice": [0]}
+    assert partly.measured == []
+    assert "2 of 3 cells" in (tmp_path / "report.md").read_text()

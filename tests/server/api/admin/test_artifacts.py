@@ -11,7 +11,7 @@ from mappers.manifest import Manifest, ModelBinding
 from mappers.report import save_report
 from server.policy.policy import Policy
 from server.registry.imports import import_dataset
-from tests.server.api.conftest import bearer, ring
+from tests.server.api.conftest import LEAK, bearer, ring
 from tests.server.api.fakes import WIDTH
 
 ROWS = b'{"text":"a"}\n{"prompt":"b","completion":null}\n'
@@ -122,6 +122,7 @@ def test_a_bad_file_leaves_nothing_behind(client, artifacts, body):
     response = upload(client, body=body)
     assert response.status_code == 400
     assert response.json()["error"]["message"]
+    assert not LEAK.search(response.text)
     assert client.get("/v1/artifacts").json()["data"] == []
     assert staged(artifacts) == []
 
@@ -133,7 +134,10 @@ def test_uploads_are_counted_as_they_arrive(connect, artifacts):
         for _ in range(11):
             yield b"0123456789"
 
+    assert upload(client, body=b"x" * 100).status_code == 400
+    assert client.post("/v1/artifacts?name=data", content=iter([b"x" * 99, b"x"])).status_code == 400
     assert upload(client, body=b"x" * 101).status_code == 413
+    assert client.post("/v1/artifacts?name=data", content=iter([b"x" * 100, b"x"])).status_code == 413
     assert client.post("/v1/artifacts?name=data", content=chunks()).status_code == 413
     assert upload(client).status_code == 201
     assert staged(artifacts) == []

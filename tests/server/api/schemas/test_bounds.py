@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter, ValidationError
+from server.jobs.specs.common import Frozen
 
 from server.api.admin.keys import KeyIn
 from server.api.admin.policy import PolicyIn
 from server.api.admin.profiles import ProfileIn
 from server.api.admin.receipts import SignatureIn
+from server.api.schemas.bounds import StrictModel
 from server.api.schemas.chat import ChatRequest
 from server.api.schemas.compare import CompareRequest
 from server.api.schemas.completions import CompletionRequest, DetokenizeRequest, TokenizeRequest
@@ -84,6 +87,54 @@ def test_every_request_body_of_the_api_is_walked(client):
         if "$ref" in content["schema"]
     }
     assert bodies == {model.__name__ for model in MODELS[:-1]}
+
+
+def test_every_parameter_of_a_path_query_or_header_is_bounded(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    parameters = [
+        (f"{method} {path} {parameter['name']}", parameter["schema"])
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+        for parameter in operation.get("parameters", ())
+    ]
+    assert len(parameters) > 15
+    assert [found for place, schema in parameters for found in unbounded(schema, place)] == []
+
+
+def family(cls: type[BaseModel]) -> list[type[BaseModel]]:
+    return [cls, *(member for child in cls.__subclasses__() for member in family(child))]
+
+
+def numbers() -> Iterator[tuple[type[BaseModel], str, dict[str, Any]]]:
+    for model in dict.fromkeys(family(StrictModel) + family(Frozen)):
+        for name, schema in model.model_json_schema().get("properties", {}).items():
+            for part in schema.get("anyOf", [schema]):
+                if part.get("type") in ("integer", "number"):
+                    yield model, name, part
+
+
+def refused(model: type[BaseModel], field: str, value: object) -> bool:
+    """Whether ``value`` is wrong by itself; other fields may be missing or not go with it."""
+    try:
+        model.model_validate({field: value})
+    except ValidationError as error:
+        return any(one["loc"][:1] == (field,) and one["type"] != "misused_field" for one in error.errors())
+    return False
+
+
+def test_every_number_is_taken_at_its_limits_and_refused_beyond():
+    wrong = []
+    for model, field, schema in numbers():
+        step = 1 if schema["type"] == "integer" else 1e-9
+        low, high = schema.get("minimum"), schema.get("maximum")
+        beyond = [math.nan, math.inf, -math.inf, 2.0**63 * 2, 10**400, -(10**400), [], {}]
+        beyond += [schema["exclusiveMinimum"] if low is None else low - step * max(1, abs(low))]
+        beyond += [schema["exclusiveMaximum"] if high is None else high + step * max(1, abs(high))]
+        within = [limit for limit in (low, high) if limit is not None]
+        wrong += [(model.__name__, field, value, "taken") for value in beyond if not refused(model, field, value)]
+        wrong += [(model.__name__, field, value, "refused") for value in within if refused(model, field, value)]
+    assert wrong == []
+    assert len(list(numbers())) > 60
 
 
 @pytest.mark.parametrize(
