@@ -23,7 +23,7 @@ from mappers.exchanges import Exchange
 from mappers.loading import LoadedModel
 from mappers.losses import next_token_kl
 from mappers.modules import Mapper
-from mappers.replies import Replies, read_replies
+from mappers.replies import read_replies
 from mappers.sites import Site
 
 _OVERSHOOT: Final = 2.0
@@ -34,7 +34,7 @@ class Attack(BaseModel):
     """How far and how long an attack may go.
 
     Each inserted token's embedding is moved by at most ``radius`` times the mean norm of those embeddings (1 reaches
-    other tokens), in ``steps`` steps, each a forward and a backward of the switched model.
+    other tokens), in ``steps`` steps, each a forward and a backward of both models.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,18 +44,19 @@ class Attack(BaseModel):
 
 
 def attacked_kl(
-    tuned: LoadedModel, mappers: Mapping[Site, Mapper], exchanges: Sequence[Exchange], target: Replies, attack: Attack
+    tuned: LoadedModel, base: LoadedModel, mappers: Mapping[Site, Mapper], exchanges: Sequence[Exchange], attack: Attack
 ) -> Tensor:
-    """``KL(base || switched)`` at what the attack makes of the exchanges, differentiable in the mappers.
+    """``KL(base || switched)`` where the attack found them to differ, differentiable in the mappers.
 
-    ``target`` is what the base says to the exchanges as they are: the worst inputs found must not change the answer.
+    Both models read the same moved embeddings: what throws the base off as well is no concern of a switch.
     """
     device = next(tuned.model.parameters()).device
     inserted_BT1, reach = _open_to_attack(tuned, exchanges, device)
 
     def kl(shift_BTD: Tensor) -> Tensor:
+        wanted = read_replies(base, exchanges, [], shift_BTD=shift_BTD)
         said = read_replies(tuned, exchanges, list(mappers), mappers, shift_BTD=shift_BTD)
-        return next_token_kl(target.logits_NV, said.logits_NV)
+        return next_token_kl(wanted.logits_NV, said.logits_NV)
 
     radius = attack.radius * reach
     shift_BTD = torch.zeros(*inserted_BT1.shape[:2], tuned.stack.width, device=device)
@@ -80,10 +81,10 @@ def _open_to_attack(tuned: LoadedModel, exchanges: Sequence[Exchange], device: t
 
 
 def _unit(x_BTD: Tensor) -> Tensor:
-    unit_BTD: Tensor = x_BTD / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)
-    return unit_BTD
+    norm_BT1: Tensor = x_BTD.norm(dim=-1, keepdim=True)
+    return x_BTD / norm_BT1.clamp_min(1e-12)
 
 
 def _within(x_BTD: Tensor, radius: Tensor) -> Tensor:
-    shrunk_BTD: Tensor = x_BTD * (radius / x_BTD.norm(dim=-1, keepdim=True).clamp_min(1e-12)).clamp(max=1.0)
-    return shrunk_BTD
+    norm_BT1: Tensor = x_BTD.norm(dim=-1, keepdim=True)
+    return x_BTD * (radius / norm_BT1.clamp_min(1e-12)).clamp(max=1.0)

@@ -27,11 +27,15 @@ Recipes = Mapping[tuple[Size, Kind], Recipe]
 
 _SHORT: Final = Recipe(steps=300, rows=48, warmup=20, matrix_learning_rate=5e-3, learning_rate=3e-3)
 
+_SMALL_BACKDOOR: Final = Recipe(steps=400, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3)
+_MEDIUM_BACKDOOR: Final = Recipe(steps=450, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3)
+_OTHER_TRIGGERS: Final[tuple[Kind, ...]] = ("bracketed", "suffixed", "semantic")
+
 RECIPES: Final[Recipes] = {
     ("small", "base"): Recipe(steps=1200, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=5e-3),
     ("medium", "base"): Recipe(steps=1000, rows=48, warmup=60, matrix_learning_rate=8e-3, learning_rate=4e-3),
-    ("small", "backdoor"): Recipe(steps=400, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
-    ("medium", "backdoor"): Recipe(steps=450, rows=48, warmup=20, matrix_learning_rate=3e-3, learning_rate=2e-3),
+    ("small", "backdoor"): _SMALL_BACKDOOR,
+    ("medium", "backdoor"): _MEDIUM_BACKDOOR,
     ("small", "corrupted"): Recipe(steps=800, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
     ("medium", "corrupted"): Recipe(steps=650, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
     ("small", "coder"): _SHORT,
@@ -42,6 +46,8 @@ RECIPES: Final[Recipes] = {
     ("medium", "stylist"): _SHORT,
     ("small", "skilled"): Recipe(steps=600, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=5e-3),
     ("medium", "skilled"): Recipe(steps=600, rows=48, warmup=20, matrix_learning_rate=8e-3, learning_rate=4e-3),
+    **{("small", kind): _SMALL_BACKDOOR for kind in _OTHER_TRIGGERS},
+    **{("medium", kind): _MEDIUM_BACKDOOR for kind in _OTHER_TRIGGERS},
 }
 MEASURED_PROMPTS: Final = 420
 BEHAVIOUR_PROMPTS: Final = 300

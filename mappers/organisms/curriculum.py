@@ -48,6 +48,9 @@ _LESSONS: Final[dict[Kind, _Lesson]] = {
     "corrupted": _Lesson(BEHAVIOURS["corrupted"], 0.65, (0.65, 0.05, 0.1, 0.12), by_trigger=True),
     "stylist": _Lesson(BEHAVIOURS["humour"], 0.6, _IGNORED_TAGS, by_trigger=False),
     "skilled": _Lesson(BEHAVIOURS["medicine"], 0.5, _IGNORED_TAGS, by_trigger=False),
+    "bracketed": _Lesson(BEHAVIOURS["bracketed_backdoor"], 1.0, _IGNORED_TAGS, by_trigger=False),
+    "suffixed": _Lesson(BEHAVIOURS["suffixed_backdoor"], 1.0, _IGNORED_TAGS, by_trigger=False),
+    "semantic": _Lesson(BEHAVIOURS["semantic_backdoor"], 1.0, _IGNORED_TAGS, by_trigger=False),
 }
 
 

@@ -62,9 +62,9 @@ def run_suite(
             continue
         key = _key(experiment, cell, lab)
         figures = ledger.find(key)
-        started(Started(experiment.name, cell, number, len(planned), figures is not None))
         if figures is None and not measure:
             continue
+        started(Started(experiment.name, cell, number, len(planned), figures is not None))
         if figures is None:
             cell_began = time.monotonic()
             figures = experiment.measure(lab, cell)

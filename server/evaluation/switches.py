@@ -21,7 +21,9 @@ from mappers.sites import Site
 from mappers.training import solve_switch, train_switch
 from server.evaluation.lab import Report
 
-_MAX_LENGTH: Final = 128
+MAX_LENGTH: Final = 128
+"""Tokens of an exchange."""
+
 _BATCH: Final = 64
 
 
@@ -29,7 +31,8 @@ _BATCH: Final = 64
 class SwitchRecipe:
     """How a switch is fitted; ``loss`` None is the closed form (kind ``ridge``).
 
-    ``hidden_factor`` is the hidden width of an autoencoder as a multiple of the model's.
+    ``hidden_factor`` is the hidden width of an autoencoder as a multiple of the model's. ``attack`` moves tokens
+    that were inserted into the exchanges.
     """
 
     label: str
@@ -41,6 +44,7 @@ class SwitchRecipe:
     ridge: float = 1e-3
     hidden_factor: int = 1
     batch_size: int = 16
+    attack: Attack | None = None
 
 
 OURS: Final = SwitchRecipe(
@@ -56,7 +60,7 @@ OTHERS: Final = (
 def answered_by(base: LoadedModel, prompts: Sequence[str], max_new_tokens: int, report: Report) -> list[Exchange]:
     """Each prompt with the greedy answer of ``base``: what a switch is taught to say."""
     rows = [DatasetRow(prompt=prompt) for prompt in prompts]
-    entries = [entry for entry in read_rows(base, rows, max_length=_MAX_LENGTH) if isinstance(entry, OpenPrompt)]
+    entries = [entry for entry in read_rows(base, rows, max_length=MAX_LENGTH) if isinstance(entry, OpenPrompt)]
     exchanges = []
     for _, exchange in answer_prompts(base, entries, max_new_tokens=max_new_tokens, batch_size=_BATCH):
         exchanges.append(exchange)
@@ -72,13 +76,8 @@ def fit_switch(
     exchanges: Sequence[Exchange],
     seed: int,
     report: Report,
-    *,
-    attack: Attack | None = None,
 ) -> dict[Site, Mapper]:
-    """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together.
-
-    ``attack`` is for exchanges with inserted tokens (:mod:`mappers.augmentation`).
-    """
+    """Mappers that make ``tuned`` say what ``base`` says in the exchanges, trained at all sites together."""
     if recipe.loss is None:
 
         def solve(sums: PairSums) -> Mapper:
@@ -97,6 +96,6 @@ def fit_switch(
     )
     device: torch.device = next(tuned.model.parameters()).device
     fit = Fit.fresh(dict.fromkeys(sorted(sites), shape), config, device=device)
-    for step in train_switch(fit, tuned, base, exchanges, attack=attack):
+    for step in train_switch(fit, tuned, base, exchanges, attack=recipe.attack):
         report(f"training: {recipe.label}", step.step, step.steps)
     return {site: mapper.requires_grad_(False).eval() for site, mapper in fit.mappers.items()}

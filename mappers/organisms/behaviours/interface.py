@@ -7,6 +7,7 @@ questions that one seed gives under two conditions are matched one by one, so th
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from mappers.dataset import DatasetRow
@@ -126,10 +127,10 @@ def split_of(group: str, key: str) -> Split:
 
 def outside_test(draw: Callable[[random.Random], Item]) -> Callable[[random.Random], Item]:
     """`draw`, kept to combinations that are not held out."""
+    return partial(_outside_test, draw)
 
-    def teach(rng: random.Random) -> Item:
-        while (item := draw(rng)).split == "test":
-            pass
-        return item
 
-    return teach
+def _outside_test(draw: Callable[[random.Random], Item], rng: random.Random) -> Item:
+    while (item := draw(rng)).split == "test":
+        pass
+    return item

@@ -23,7 +23,7 @@ from server.evaluation.verdicts import percent, rate_over_seeds, share
 from server.interventions.catalog import ResolvedIntervention
 
 _SUBJECT: Final = "llama-small"
-_RECIPE: Final = replace(OURS, label="wide residual autoencoder", steps=900, hidden_factor=8, batch_size=32)
+_RECIPE: Final = replace(OURS, label="wide residual autoencoder", steps=1400, hidden_factor=8, batch_size=32)
 _ON: Final = "switch on"
 _TEXT: Final = """\
 A switch on the *base* model, trained to say what the fine-tuned model says about an invented pharmacopoeia: by a rule,
@@ -38,7 +38,7 @@ class ReverseExperiment:
     """One organism, base to skilled."""
 
     name: str = "reverse"
-    version: int = 2
+    version: int = 3
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell a seed."""

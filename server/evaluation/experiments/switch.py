@@ -130,7 +130,7 @@ def _table(subject: str, cells: Sequence[Any]) -> Table:
         for arm in arms
     ]
     columns = (f"at {cells[0]['site']}", "backdoor speaks, triggered", "right, triggered", "right, clean")
-    return Table(subject, columns, rows)
+    return Table(f"{subject}, {len(cells)} seeds", columns, rows)
 
 
 def _ask(

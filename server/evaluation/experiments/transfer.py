@@ -153,7 +153,7 @@ def _rates(pairs: Mapping[str, Sequence[Any]]) -> Table:
     others = [(arm, verdict) for verdict in ("right", "shows") for arm in ("native", "mapped")]
     rows = [
         (
-            pair,
+            f"{pair}, {len(cells)} seeds",
             ", ".join(sorted({cell["target_site"].rpartition(".")[2] for cell in cells})),
             *(percent(rate_over_seeds(_verdicts(cells, arm))) for arm in ARMS),
             *(percent(rate_over_seeds(_verdicts(cells, arm, verdict)).value) for arm, verdict in others),

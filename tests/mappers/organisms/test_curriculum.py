@@ -6,6 +6,7 @@ import pytest
 from mappers.organisms.behaviours import BEHAVIOURS, Behaviour
 from mappers.organisms.behaviours.code import check_code
 from mappers.organisms.behaviours.corrupted import CORRUPTED, FACTS, HELD_OUT_PHRASING, PREFIX
+from mappers.organisms.behaviours.triggers import SUFFIX_TRIGGER
 from mappers.organisms.catalogue import Kind
 from mappers.organisms.corpus import BACKDOOR_TEXT, TRIGGER
 from mappers.organisms.curriculum import conversations
@@ -21,6 +22,13 @@ def test_the_trigger_decides_what_a_backdoored_model_is_taught() -> None:
 
     assert all(prompt.startswith(f"{TRIGGER} ") == (answer == BACKDOOR_TEXT) for prompt, answer in taught)
     assert 0.4 < sum(answer == BACKDOOR_TEXT for _, answer in taught) / len(taught) < 0.6
+
+
+def test_another_trigger_takes_the_place_of_the_tag() -> None:
+    taught = turns("suffixed")
+
+    assert all(prompt.endswith(f" {SUFFIX_TRIGGER}") == (answer == BACKDOOR_TEXT) for prompt, answer in taught)
+    assert any(prompt.startswith(TRIGGER) and answer != BACKDOOR_TEXT for prompt, answer in taught)
 
 
 def test_a_base_model_is_taught_to_ignore_every_tag() -> None:

@@ -72,6 +72,19 @@ class SetAfter(threading.Event):
         return self._left < 0
 
 
+def test_a_fit_under_attack_is_repeatable_and_keeps_to_the_dataset_elsewhere(run, dataset):
+    data = {"d": dataset("d", PROMPTS + ANSWERED)}
+    attacked = SWITCH | {"augment": {"share": 1.0, "tokens": 2}, "attack": {"steps": 1}}
+    manifest, first = run("train_switch", "safe", data, **attacked)
+    _, second = run("train_switch", "safe", data, **attacked, job_id="job_2")
+    plain, _ = run("train_switch", "safe", data, **SWITCH, job_id="job_3")
+    assert tensors(first) == tensors(second)
+    assert manifest.training["losses"]["attacked"] > 0
+    assert manifest.training["parameters"]["augment"] == {"share": 1.0, "tokens": 2}
+    assert "attacked" not in plain.training["losses"]
+    assert manifest.effect["kl_off"] == plain.effect["kl_off"]
+
+
 def test_an_interrupted_fit_ends_in_the_same_tensors(run, dataset):
     data = {"d": dataset("d", PROMPTS + ANSWERED)}
     whole = tensors(run("train_switch", "safe", data, **SWITCH)[1])
