@@ -49,7 +49,9 @@ def ready(services: InjectedServices) -> Alive:
     return {"status": "ok"}
 
 
-@metrics_router.get("/metrics", summary="Prometheus metrics", response_class=PlainTextResponse)
+@metrics_router.get(
+    "/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, responses=error_responses(401, 403)
+)
 async def metrics(services: InjectedServices) -> Response:
     """Named as vLLM's, with the prefix `interlock_`."""
     engine = services.engine
