@@ -23,7 +23,7 @@ from mappers.exchanges import Exchange
 from mappers.loading import LoadedModel
 from mappers.losses import next_token_kl
 from mappers.modules import Mapper
-from mappers.replies import read_replies
+from mappers.replies import Replies, read_replies
 from mappers.sites import Site
 
 _OVERSHOOT: Final = 2.0
@@ -34,7 +34,7 @@ class Attack(BaseModel):
     """How far and how long an attack may go.
 
     Each inserted token's embedding is moved by at most ``radius`` times the mean norm of those embeddings (1 reaches
-    other tokens), in ``steps`` steps, each a forward and a backward of both models.
+    other tokens), in ``steps`` steps, each a forward and a backward of the switched model.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,19 +44,19 @@ class Attack(BaseModel):
 
 
 def attacked_kl(
-    tuned: LoadedModel, base: LoadedModel, mappers: Mapping[Site, Mapper], exchanges: Sequence[Exchange], attack: Attack
+    tuned: LoadedModel, mappers: Mapping[Site, Mapper], exchanges: Sequence[Exchange], target: Replies, attack: Attack
 ) -> Tensor:
-    """``KL(base || switched)`` where the attack found them to differ, differentiable in the mappers.
+    """``KL(base || switched)`` at what the attack makes of the exchanges, differentiable in the mappers.
 
-    Both models read the same moved embeddings: what throws the base off as well is no concern of a switch.
+    ``target`` is what the base says to the exchanges as they are: no inserted token may change the answer. To let the
+    base read the moved embeddings too asks less of the switch, and gives one that holds less well.
     """
     device = next(tuned.model.parameters()).device
     inserted_BT1, reach = _open_to_attack(tuned, exchanges, device)
 
     def kl(shift_BTD: Tensor) -> Tensor:
-        wanted = read_replies(base, exchanges, [], shift_BTD=shift_BTD)
         said = read_replies(tuned, exchanges, list(mappers), mappers, shift_BTD=shift_BTD)
-        return next_token_kl(wanted.logits_NV, said.logits_NV)
+        return next_token_kl(target.logits_NV, said.logits_NV)
 
     radius = attack.radius * reach
     shift_BTD = torch.zeros(*inserted_BT1.shape[:2], tuned.stack.width, device=device)

@@ -63,7 +63,7 @@ def train_switch(
         chosen, target = [exchanges[row] for row in rows], teacher.replies(rows)
         losses = _switch_losses(target, read_replies(tuned, chosen, sites, fit.mappers), config.loss.mse_form)
         if attack is not None:
-            attacked = attacked_kl(tuned, base, fit.mappers, chosen, attack)
+            attacked = attacked_kl(tuned, fit.mappers, chosen, target, attack)
             losses |= {"kl": losses["kl"] + attacked, "attacked": attacked.detach()}
         return losses
 
