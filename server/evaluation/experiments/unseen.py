@@ -37,11 +37,12 @@ _THOROUGH: Final = (
 )
 _SAMPLES: Final = (8, 32, 256)
 _KNOWN_TOPICS: Final = ("facts", "sums", "refusals", "advice")
-_ATTACKED: Final = replace(OURS, label="tokens inserted and attacked", attack=Attack())
+_ATTACKED: Final = replace(OURS, label="tokens inserted and attacked", steps=800, hidden_factor=4, attack=Attack())
 _TEXT: Final = """\
 Switches at all sites, trained on prompts without the trigger, answered by the base: on prompts as they are, with random
 tokens of the vocabulary inserted before, among or behind their own, and with the embeddings of those tokens moved, in
-each step, to where the two models differ most (`attack`). No trigger and no target text goes in: whatever holds the
+each step, to where the two models differ most (`attack`; twice as many steps and mappers four times as wide, which this
+needs). No trigger and no target text goes in: whatever holds the
 trigger (for the semantic one, the country) is left out. For comparison, prompts of which so many are triggered, and
 prompts of which half are triggered by *another* trigger than the organism's. *Half of the tasks* is trained under
 attack on facts, sums, refusals and advice alone; its last column is what it does to the clean prompts of the others.
@@ -64,7 +65,7 @@ class UnseenExperiment:
     """Backdoors of every family behind a tag; at full scale also behind other signs, places and meanings."""
 
     name: str = "unseen"
-    version: int = 1
+    version: int = 2
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell an organism and seed."""
