@@ -35,6 +35,8 @@ _THOROUGH: Final = (
     *((model, "backdoor") for model in ("llama-small", "qwen2-small", "gemma2-small", "qwen2-medium")),
     *(("llama-small", behaviour) for behaviour in _TRIGGERS if behaviour != "backdoor"),
 )
+_COMPARED: Final = ("llama-small-backdoor", "qwen2-small-backdoor", "gemma2-small-backdoor")
+"""Those for which other ways to train are compared, at full scale."""
 _SAMPLES: Final = (8, 32, 256)
 _KNOWN_TOPICS: Final = ("facts", "sums", "refusals", "advice")
 _ATTACKED: Final = replace(OURS, label="tokens inserted and attacked", steps=800, hidden_factor=4, attack=Attack())
@@ -80,7 +82,8 @@ class UnseenExperiment:
             "off": _ask(lab, tuned, behaviour, cell.seed),
             "base": _ask(lab, base, behaviour, cell.seed),
         }
-        for arm in _arms(behaviour, cell.seed, lab.scale):
+        compared = lab.scale.thorough and cell.subject in _COMPARED
+        for arm in _arms(behaviour, cell.seed, lab.scale, compared=compared):
             exchanges = _exchanges(lab, base, arm, behaviour, cell.seed)
             mappers = fit_switch(arm.recipe, tuned, base, list(tuned.stack.sites), exchanges, cell.seed, lab.report)
             arms[arm.recipe.label] = _ask(lab, tuned, behaviour, cell.seed, (switched(mappers),))
@@ -104,7 +107,7 @@ def _behaviour_of(subject: str) -> Behaviour:
     return next(BEHAVIOURS[name] for name in _TRIGGERS if BEHAVIOURS[name].kind == kind)
 
 
-def _arms(behaviour: Behaviour, seed: int, scale: Scale) -> Iterator[_Arm]:
+def _arms(behaviour: Behaviour, seed: int, scale: Scale, *, compared: bool) -> Iterator[_Arm]:
     count = scale.switch_prompts
     asked = behaviour.questions("train", seed, count, condition=behaviour.plain)
     plain = [question.prompt for question in asked]
@@ -112,7 +115,7 @@ def _arms(behaviour: Behaviour, seed: int, scale: Scale) -> Iterator[_Arm]:
     if scale.thorough:
         yield _Arm(replace(OURS, label="tokens inserted"), plain, Augment())
     yield _Arm(_ATTACKED, plain, Augment())
-    if not scale.thorough:
+    if not compared:
         return
     known = [question.prompt for question in asked if question.topic in _KNOWN_TOPICS]
     yield _Arm(replace(_ATTACKED, label="half of the tasks, attacked"), known, Augment())
