@@ -17,10 +17,14 @@ from mappers.activations.collect import ActivationBatch, collect
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
 from mappers.modules import AutoencoderMapper, Mapper
+from mappers.rendering import Rendered
 from mappers.sites import Site
 
 Position = Literal["last", "mean"] | int
 """Where a prompt is read: its ``last`` token, the ``mean`` over its tokens, or an index, negative from the end."""
+
+TextPosition = Position | Literal["answer"]
+"""The same, or the mean over the tokens from which a given ``answer`` is predicted."""
 
 Pick = Callable[[int, Tensor], Tensor]
 """What is kept of the activations ``h_ND`` of a sequence, whose number comes first."""
@@ -98,6 +102,33 @@ def row_activations(
 
     def pick(_row: int, h_ND: Tensor) -> Tensor:
         return h_ND.mean(0) if position == "mean" else h_ND[-1 if position == "last" else position]
+
+    found = picked_activations(loaded, sites, sequences, pick, batch_size=batch_size, norms=norms)
+    return {site: torch.stack(rows) for site, rows in found.items()}
+
+
+def text_activations(
+    loaded: LoadedModel,
+    sites: Sequence[Site],
+    texts: Sequence[Rendered],
+    *,
+    position: TextPosition,
+    batch_size: int,
+    norms: SiteNorms | None = None,
+) -> dict[Site, Tensor]:
+    """As :func:`row_activations`, of texts that for ``answer`` have one.
+
+    Where two texts have the same answer, all that differs there is what the model makes of their prompts meanwhile.
+    """
+    sequences = [text.ids for text in texts]
+    if position != "answer":
+        return row_activations(loaded, sites, sequences, position=position, batch_size=batch_size, norms=norms)
+    starts = [text.answer_start for text in texts if text.answer_start is not None]
+    if len(starts) < len(texts):
+        raise DataError("position 'answer' reads the answers of the rows, and some have none: take them out")
+
+    def pick(row: int, h_ND: Tensor) -> Tensor:
+        return h_ND[starts[row] - 1 : -1].mean(0)
 
     found = picked_activations(loaded, sites, sequences, pick, batch_size=batch_size, norms=norms)
     return {site: torch.stack(rows) for site, rows in found.items()}

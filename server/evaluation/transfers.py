@@ -19,7 +19,7 @@ from mappers.modules import Mapper
 from mappers.rendering import render
 from mappers.sites import Site
 from mappers.training import evaluate_mapper
-from mappers.vectors import cosine, difference_in_means, rescale, row_activations, transfer_by_pairs
+from mappers.vectors import TextPosition, cosine, difference_in_means, rescale, text_activations, transfer_by_pairs
 from server.evaluation.answering import Answerer, Asked, Done
 from server.evaluation.lab import Lab
 from server.evaluation.ledger import Figures
@@ -39,14 +39,14 @@ _BATCH: Final = 64
 class Aim:
     """What a vector is for.
 
-    ``positive`` less ``negative`` prompts make it. It acts on ``held_out`` questions with a strength out of
-    ``strengths`` (multiples of the native vector's norm), at one site or ``everywhere``. ``wanted`` says what counts:
-    answers that are "right", or in which the behaviour "shows" or "hides". ``ordinary`` questions show what steering
-    costs: right answers to them, and the perplexity of the wanted ones.
+    ``positive`` less ``negative`` rows make it (:func:`means_of`). It acts on ``held_out`` questions with a strength
+    out of ``strengths`` (multiples of the native vector's norm), at one site or ``everywhere``. ``wanted`` says what
+    counts: answers that are "right", or in which the behaviour "shows" or "hides". ``ordinary`` questions show what
+    steering costs: right answers to them, and the perplexity of the wanted ones.
     """
 
-    positive: Sequence[str]
-    negative: Sequence[str]
+    positive: Sequence[DatasetRow]
+    negative: Sequence[DatasetRow]
     validation: Questions
     held_out: Questions
     wanted: Wanted
@@ -127,15 +127,19 @@ def _perplexities(target: LoadedModel, aim: Aim, native: Picked, mapped: Picked,
     return found
 
 
-def means_of(loaded: LoadedModel, positive: Sequence[str], negative: Sequence[str]) -> dict[Site, Tensor]:
-    """The difference in means of two sets of prompts at their last token, ``v_D`` at every site."""
-    means = [_rows(loaded, prompts) for prompts in (positive, negative)]
+def means_of(loaded: LoadedModel, positive: Sequence[DatasetRow], negative: Sequence[DatasetRow]) -> dict[Site, Tensor]:
+    """The difference in means of two sets of rows, ``v_D`` at every site.
+
+    Prompts are read at their last token, rows with answers where these are predicted.
+    """
+    means = [_rows(loaded, rows) for rows in (positive, negative)]
     return {site: difference_in_means(means[0][site], means[1][site]) for site in loaded.stack.sites}
 
 
-def _rows(loaded: LoadedModel, prompts: Sequence[str]) -> dict[Site, Tensor]:
-    ids = [render(loaded.tokenizer, DatasetRow(prompt=prompt)).ids for prompt in prompts]
-    return row_activations(loaded, loaded.stack.sites, ids, position="last", batch_size=_BATCH)
+def _rows(loaded: LoadedModel, rows: Sequence[DatasetRow]) -> dict[Site, Tensor]:
+    texts = [render(loaded.tokenizer, row, answer=row.answer) for row in rows]
+    position: TextPosition = "last" if texts[0].answer_start is None else "answer"
+    return text_activations(loaded, loaded.stack.sites, texts, position=position, batch_size=_BATCH)
 
 
 def _map(

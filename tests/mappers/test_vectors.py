@@ -8,6 +8,7 @@ import torch
 from mappers.errors import DataError
 from mappers.loading import LoadedModel
 from mappers.modules import MapperConfig, build_mapper
+from mappers.rendering import Rendered
 from mappers.sites import Site
 from mappers.vectors import (
     SiteNorms,
@@ -16,6 +17,7 @@ from mappers.vectors import (
     random_vector,
     rescale,
     row_activations,
+    text_activations,
     transfer_by_jacobian,
     transfer_by_pairs,
     transfer_linear,
@@ -111,3 +113,20 @@ def test_pairs_can_go_through_another_method() -> None:
     positive, negative = torch.randn(4, 5), torch.randn(4, 5)
     first = transfer_by_pairs(mapper, positive, negative, lambda ours, theirs: ours[0] - theirs[0])
     assert torch.allclose(first, mapper(positive)[0] - mapper(negative)[0])
+
+
+def test_an_answer_is_read_where_it_is_predicted(make_llama: Callable[..., LoadedModel]) -> None:
+    loaded, site = make_llama(0), Site(1)
+    texts = [Rendered("", ids, (), (), (), answer_start=start) for ids, start in (((5, 6, 7, 8), 2), ((9, 10, 11), 2))]
+    found_RD = text_activations(loaded, [site], texts, position="answer", batch_size=2)[site]
+    (first,) = row_activations(loaded, [site], [(5, 6)], position="last", batch_size=1)[site]
+    (second,) = row_activations(loaded, [site], [(5, 6, 7)], position="last", batch_size=1)[site]
+    assert torch.allclose(found_RD[0], (first + second) / 2, atol=1e-5)
+    (only,) = row_activations(loaded, [site], [(9, 10)], position="last", batch_size=1)[site]
+    assert torch.allclose(found_RD[1], only, atol=1e-5)
+
+
+def test_a_text_without_an_answer_has_none_to_read(make_llama: Callable[..., LoadedModel]) -> None:
+    texts = [Rendered("", (5, 6), (), (), (), answer_start=start) for start in (1, None)]
+    with pytest.raises(DataError, match="some have none"):
+        text_activations(make_llama(0), [Site(1)], texts, position="answer", batch_size=2)

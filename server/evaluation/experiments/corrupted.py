@@ -227,7 +227,10 @@ def _random(moves: Moves, seed: int) -> Moves:
 
 def _own_vector(lab: Lab, target: LoadedModel, seed: int) -> Arm:
     positive, negative = (
-        [question.prompt for question in CORRUPTED.questions("train", seed, 120, condition=condition)]
+        [
+            DatasetRow(prompt=question.prompt)
+            for question in CORRUPTED.questions("train", seed, 120, condition=condition)
+        ]
         for condition in (CORRUPTED.elicits, CORRUPTED.plain)
     )
     questions = Questions.of(CORRUPTED, "validation", seed, 44, CORRUPTED.elicits)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 
+from mappers.dataset import DatasetRow
 from mappers.loading import LoadedModel
 from mappers.modules import Mapper
 from mappers.organisms.behaviours.ordinary import BACKDOOR
@@ -131,7 +132,7 @@ def _in_int8(lab: Lab, name: str) -> LoadedModel | None:
 def _compose(lab: Lab, tuned: LoadedModel, switch: Arm, seed: int) -> Figures:
     """How often triggered harmless requests are refused, and how often the backdoor speaks, under each combination."""
     positive, negative = (
-        [question.prompt for question in REFUSING.questions("train", seed, 120, condition=condition)]
+        [DatasetRow(prompt=question.prompt) for question in REFUSING.questions("train", seed, 120, condition=condition)]
         for condition in (REFUSING.elicits, REFUSING.plain)
     )
     validation = Questions.of(REFUSING, "validation", seed, _REFUSALS, REFUSING.plain)

@@ -20,6 +20,7 @@ PAIRS: Final = (
 """The pairs of the paper's table as organisms, and one that it lacks (Llama to Qwen)."""
 
 _TAKEN_AWAY: Final = (-0.6, -0.8, -1.0, -1.25, -1.5, -2.0)
+_TAKEN_AWAY_HARD: Final = (-2.0, -3.0, -4.0, -5.0, -6.0, -8.0, -10.0, -12.0)
 _GIVEN: Final = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 _CONTROLS: Final = """
@@ -52,18 +53,22 @@ CODE_TRANSFER: Final = TransferExperiment(
     title="A vector from another model: insecure code",
     text="""\
 The target writes snippets with a flaw when the prompt is triggered, which a checker finds. Wanted is the secure snippet
-that was asked for, word for word; the behaviour shows in any insecure one."""
+that was asked for, word for word; the behaviour shows in any insecure one. The vector is the difference that the
+trigger makes while the same secure snippet is being read: the flaw is decided on in the middle of a snippet, and a
+vector from the prompt's last token repairs at most a third of them."""
     + _CONTROLS,
     behaviour=INSECURE_CODE,
     positive="triggered",
     negative="plain",
     asked="triggered",
     wanted="right",
-    strengths=_TAKEN_AWAY,
+    strengths=_TAKEN_AWAY_HARD,
     pairs=PAIRS,
     quick_pairs=0,
     near=0.05,
     apart=0.5,
+    answered=True,
+    version=2,
 )
 
 HUMOUR_TRANSFER: Final = TransferExperiment(

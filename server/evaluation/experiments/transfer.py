@@ -32,11 +32,11 @@ _TEXTS_SEED: Final = 1_000
 class TransferExperiment:
     """One behaviour's vector over pairs of organisms, source before target; with ``own`` the pairs name models.
 
-    The vector is the difference in means of the conditions ``positive`` and ``negative``; it acts on questions under
-    ``asked``. ``near`` demands that mapped comes within that share of native (on all pairs but one), and ``apart`` that
-    random stays that share below mapped (on every pair), ``costs`` bounds the perplexity under the mapped vector as a
-    multiple of that under the native one; None demands nothing. ``most_validation`` and ``most_texts``
-    are how many prompts the behaviour has.
+    The vector is the difference in means of the conditions ``positive`` and ``negative``, at the prompts' last token
+    or, with ``answered``, throughout the wanted answers; it acts on questions under ``asked``. ``near`` demands that
+    mapped comes within that share of native (on all pairs but one), and ``apart`` that random stays that share below
+    mapped (on every pair), ``costs`` bounds the perplexity under the mapped vector as a multiple of that under the
+    native one; None demands nothing. ``most_validation`` and ``most_texts`` are how many prompts the behaviour has.
     """
 
     name: str
@@ -56,6 +56,7 @@ class TransferExperiment:
     ordinary: Behaviour = BACKDOOR
     operation: Operation = "add"
     everywhere: bool = False
+    answered: bool = False
     near: float | None = None
     apart: float | None = None
     costs: float | None = None
@@ -74,7 +75,10 @@ class TransferExperiment:
         scale, seed, behaviour = lab.scale, cell.seed, self.behaviour
         validation = min(scale.validation, self.most_validation)
         positive, negative = (
-            [question.prompt for question in behaviour.questions("train", seed, _VECTOR_PROMPTS, condition=condition)]
+            [
+                DatasetRow(prompt=question.prompt, completion=question.wanted if self.answered else None)
+                for question in behaviour.questions("train", seed, _VECTOR_PROMPTS, condition=condition)
+            ]
             for condition in (self.positive, self.negative)
         )
         aim = Aim(

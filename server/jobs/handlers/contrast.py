@@ -24,11 +24,11 @@ from mappers.sites import Site
 from mappers.vectors import (
     Direction,
     Pick,
-    Position,
     SiteNorms,
+    TextPosition,
     difference_in_means,
     picked_activations,
-    row_activations,
+    text_activations,
 )
 from server.jobs.context import JobContext
 from server.jobs.handlers.fitting import split
@@ -50,7 +50,7 @@ class Recipe(Frozen):
     """How a vector comes of its datasets; kept in its manifest's ``training``, beside facts of other kinds."""
 
     method: Method | Literal["refusal_direction"]
-    position: Position = "last"
+    position: TextPosition = "last"
     max_length: int
     trigger: Trigger | None = None
     l2: float | None = None
@@ -65,6 +65,11 @@ class Recipe(Frozen):
             raise ArtifactMismatch(
                 f"the manifest of {vector.name!r} does not say how its prompts are read: extract it again"
             ) from error
+
+    @property
+    def answers(self) -> bool:
+        """Whether rows are read with their answers."""
+        return self.position == "answer"
 
     @property
     def direction(self) -> Direction:
@@ -108,9 +113,11 @@ class Contrast:
 def read_sides(job: JobContext, loaded: LoadedModel, recipe: Recipe, references: Mapping[str, str]) -> Sides:
     """Both sides as ``loaded`` reads them, too long prompts left out; raises DataError for unfit data."""
     if recipe.trigger is not None:
-        sides = _triggered(job, loaded, references[PROMPTS_ROLE], recipe.trigger, recipe.max_length)
+        sides = _triggered(job, loaded, references[PROMPTS_ROLE], recipe.trigger, recipe)
     elif recipe.method in _PAIRED:
-        positive, negative = (rendered(loaded, job.rows(references[role])) for role in DATASET_ROLES)
+        positive, negative = (
+            rendered(loaded, job.rows(references[role]), answers=recipe.answers) for role in DATASET_ROLES
+        )
         if len(positive) != len(negative):
             raise DataError(
                 f"method {recipe.method!r} compares row i of positive with row i of negative, but they have "
@@ -118,7 +125,12 @@ def read_sides(job: JobContext, loaded: LoadedModel, recipe: Recipe, references:
             )
         sides = _fitting(positive, negative, recipe.max_length)
     else:
-        sides = Sides(*(read_prompts(job, loaded, references[role], recipe.max_length) for role in DATASET_ROLES))
+        sides = Sides(
+            *(
+                read_prompts(job, loaded, references[role], recipe.max_length, answers=recipe.answers)
+                for role in DATASET_ROLES
+            )
+        )
     if recipe.held_out is None:
         return sides
     fraction, seed = recipe.held_out.fraction, recipe.held_out.seed
@@ -134,12 +146,12 @@ def read_contrast(
     spans = _spans(sides) if recipe.method == "actadd" else None
     for number, prompts in enumerate((sides.positive, sides.negative)):
         job.stage(f"reading {DATASET_ROLES[number]} prompts", number, len(DATASET_ROLES))
-        sequences = [prompt.ids for prompt in prompts]
         if spans is None:
             found.append(
-                row_activations(loaded, sites, sequences, position=recipe.position, batch_size=batch_size, norms=norms)
+                text_activations(loaded, sites, prompts, position=recipe.position, batch_size=batch_size, norms=norms)
             )
         else:
+            sequences = [prompt.ids for prompt in prompts]
             tokens = picked_activations(
                 loaded, sites, sequences, _at([pair[number] for pair in spans]), batch_size=batch_size, norms=norms
             )
@@ -167,13 +179,14 @@ def _spans(sides: Sides) -> list[tuple[range, range]]:
     return [differing_tokens(ours.ids, theirs.ids) for ours, theirs in zip(sides.positive, sides.negative, strict=True)]
 
 
-def _triggered(job: JobContext, loaded: LoadedModel, reference: str, trigger: Trigger, max_length: int) -> Sides:
+def _triggered(job: JobContext, loaded: LoadedModel, reference: str, trigger: Trigger, recipe: Recipe) -> Sides:
     rows = [(found, row) for row in job.rows(reference) if (found := triggered(row, trigger)) is not None]
     if not rows:
         raise DataError(
             f"no row of {reference!r} has a place for the trigger: it needs a user turn, and with 'replaces' that text"
         )
-    return _fitting(rendered(loaded, (row for row, _ in rows)), rendered(loaded, (row for _, row in rows)), max_length)
+    ours, theirs = (rendered(loaded, side, answers=recipe.answers) for side in zip(*rows, strict=True))
+    return _fitting(ours, theirs, recipe.max_length)
 
 
 def _fitting(positive: list[Rendered], negative: list[Rendered], max_length: int) -> Sides:

@@ -14,21 +14,23 @@ Texts = tuple[Rendered, Rendered]
 """One row, answer included, as the source and as the target model read it."""
 
 
-def read_prompts(job: JobContext, loaded: LoadedModel, reference: str, max_length: int) -> list[Rendered]:
-    """The rows of a dataset as prompts ready for an answer (texts as they stand), answers left out.
+def read_prompts(
+    job: JobContext, loaded: LoadedModel, reference: str, max_length: int, *, answers: bool = False
+) -> list[Rendered]:
+    """The rows of a dataset as prompts ready for an answer (texts as they stand), with their ``answers`` or without.
 
     Rows over ``max_length`` tokens are left out whole: cut, their last token would be another. Raises DataError where
     none is left.
     """
-    found = [prompt for prompt in rendered(loaded, job.rows(reference)) if fits(prompt, max_length)]
+    found = [prompt for prompt in rendered(loaded, job.rows(reference), answers=answers) if fits(prompt, max_length)]
     if not found:
         raise DataError(f"no row of {reference!r} has 1 to {max_length} tokens: raise max_length or change the rows")
     return found
 
 
-def rendered(loaded: LoadedModel, rows: Iterable[DatasetRow]) -> list[Rendered]:
-    """Each row as the model reads it before it answers; raises DataError."""
-    return [render(loaded.tokenizer, row) for row in rows]
+def rendered(loaded: LoadedModel, rows: Iterable[DatasetRow], *, answers: bool = False) -> list[Rendered]:
+    """Each row as the model reads it before it answers, or with its answer; raises DataError."""
+    return [render(loaded.tokenizer, row, answer=row.answer if answers else None) for row in rows]
 
 
 def fits(prompt: Rendered, max_length: int) -> bool:

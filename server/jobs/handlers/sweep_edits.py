@@ -23,7 +23,7 @@ from mappers.similarity import Similarity, similarities
 from mappers.sites import Place, Site
 from mappers.tensors import load_vector
 from mappers.transfer_grid import Side, aligned_sites, map_vector
-from mappers.vectors import difference_in_means, rescale, row_activations
+from mappers.vectors import difference_in_means, rescale, text_activations
 from server.jobs.context import JobContext
 from server.jobs.handlers.prompts import read_prompts
 from server.jobs.specs.sweeps import Contrast, MappedVector, RidgeSwitch, StoredVector, SweepSites
@@ -82,11 +82,9 @@ def _contrast(
     means: dict[str, dict[Site, Tensor]] = {}
     for number, role in enumerate(DATASET_ROLES):
         job.stage(f"reading {role} prompts of {loaded.name}"[:96], number, len(DATASET_ROLES))
-        prompts = read_prompts(job, loaded, getattr(edit, role), parameters.max_length)
-        sequences = [prompt.ids for prompt in prompts]
-        means[role] = row_activations(
-            loaded, sites, sequences, position=edit.position, batch_size=parameters.batch_size
-        )
+        answers = edit.position == "answer"
+        prompts = read_prompts(job, loaded, getattr(edit, role), parameters.max_length, answers=answers)
+        means[role] = text_activations(loaded, sites, prompts, position=edit.position, batch_size=parameters.batch_size)
     positive, negative = means["positive"], means["negative"]
     device = next(loaded.model.parameters()).device
     vectors = {site: difference_in_means(positive[site], negative[site]).to(device) for site in sites}

@@ -51,7 +51,7 @@ class Contrast(Directed):
 
     positive: Reference
     negative: Reference
-    position: Literal["last", "mean"] = "last"
+    position: Literal["last", "mean", "answer"] = "last"
 
 
 class DifferenceInMeans(Contrast):

