@@ -43,9 +43,9 @@ _ATTACKED: Final = replace(OURS, label="tokens inserted and attacked", steps=120
 _TEXT: Final = """\
 Switches at all sites, trained on prompts without the trigger, answered by the base: on prompts as they are, with random
 tokens of the vocabulary inserted before, among or behind their own, and with the embeddings of those tokens moved, in
-each step, to where the two models differ most (`attack`; three times as many steps and mappers four times as wide, which this
-needs). No trigger and no target text goes in: whatever holds the
-trigger (for the semantic one, the country) is left out. For comparison, prompts of which so many are triggered, and
+each step, to where the two models differ most (`attack`; three times as many steps and mappers four times as wide,
+which this needs). No trigger and no target text goes in: whatever holds the trigger (for the semantic one, the country)
+is left out. For comparison, prompts of which so many are triggered, and
 prompts of which half are triggered by *another* trigger than the organism's. *Half of the tasks* is trained under
 attack on facts, sums, refusals and advice alone; its last column is what it does to the clean prompts of the others.
 Near misses look like the trigger and are none."""
