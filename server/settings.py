@@ -174,7 +174,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) ->
     ``environment`` is checked for variables nobody knows; their values are read by pydantic-settings from the process.
     Raises ConfigurationError.
     """
-    _refuse_unknown_variables(environment)
+    check_variables(environment)
     config = options.get("config") or environment.get(ENV_PREFIX + "CONFIG")
     if config is not None and not Path(config).is_file():
         raise ConfigurationError(f"config: there is no file {config}")
@@ -211,7 +211,8 @@ def _named_locations(items: Iterable[str]) -> dict[str, str]:
     return locations
 
 
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raises ConfigurationError for an ``INTERLOCK_*`` variable that nobody knows, naming the nearest known one."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     unknown = sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
     if unknown:

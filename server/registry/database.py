@@ -17,7 +17,8 @@ from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.orm import Session
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
+"""Folder of the schema's history."""
 _BUSY_TIMEOUT_MS = 30_000
 
 
@@ -39,7 +40,7 @@ class Database:
     def upgrade(self) -> None:
         """Brings the tables to this version's schema; does nothing if they are there already."""
         config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with self._write_lock, self._writer.begin() as connection:
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
