@@ -110,6 +110,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=default_data_dir)
     """Folder for all that is kept: database, artifacts, jobs. Default: interlock below the XDG data home."""
+    metrics_compat: Literal["none", "vllm"] = "none"
+    """vllm: /metrics also has what vLLM has under vLLM's names, for dashboards that were made for it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line that is written. Prompts and answers are never logged."""
     config: Path | None = None
