@@ -8,7 +8,6 @@ import platform
 import re
 import subprocess
 import time
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,7 +54,7 @@ def write_cells(name: str, cells: list[dict[str, Any]], threads: int) -> Path:
     """Writes ``results/<name>.json`` with what its figures depend on, and returns where that is."""
     file = CHECKOUT / "benchmarks" / "results" / f"{name}.json"
     file.parent.mkdir(exist_ok=True)
-    found = {"benchmark": name, "machine": asdict(machine(threads)), "cells": cells}
+    found = {"benchmark": name, "machine": machine(threads).model_dump(), "cells": cells}
     file.write_text(json.dumps(found, indent=1) + "\n")
     return file
 

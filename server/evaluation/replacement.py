@@ -45,14 +45,19 @@ class Replacement:
 
     @torch.no_grad()
     def complete(self, prompts: Sequence[str], max_tokens: int) -> list[str]:
-        """Greedy completions; every step reads the whole text again with both models, since all of it is replaced."""
+        """Greedy completions; every step reads the whole text again with both models, since all of it is replaced.
+
+        Both read it as text: a tokenizer may cut the same text into other tokens than were drawn.
+        """
         ends = eos_token_ids(self.target.model)
         made: list[list[int]] = [[] for _ in prompts]
         running = list(range(len(prompts)))
         for _ in range(max_tokens):
             texts = [self._decode(made[row]) for row in running]
-            rendered = [self._rendered(self.target, prompts[row], "") for row in running]
-            ids = [(*one.ids, *made[row]) for one, row in zip(rendered, running, strict=True)]
+            rendered = [
+                self._rendered(self.target, prompts[row], text) for row, text in zip(running, texts, strict=True)
+            ]
+            ids = [one.ids for one in rendered]
             logits_BTV = self._logits([prompts[row] for row in running], texts, ids)
             last = [len(one) - 1 for one in ids]
             drawn = logits_BTV[torch.arange(len(running)), last].argmax(-1).tolist()

@@ -45,7 +45,7 @@ class ReplacementExperiment:
     pairs: tuple[tuple[str, str], ...] = PAIRS
     own: bool = False
     name: str = "replacement"
-    version: int = 1
+    version: int = 2
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell a behaviour, pair and seed; at quick scale none."""
