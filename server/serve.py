@@ -48,7 +48,7 @@ from server.policy.policy import Policy
 from server.policy.profiles import ProfileStore
 from server.policy.receipts import ReceiptSigner, kept_key
 from server.registry.artifacts import ArtifactStore
-from server.registry.database import Database
+from server.registry.database import Database, DatabaseError
 from server.settings import ConfigurationError, Settings, plain_environment
 from server.types import InterventionSpec, ModelInfo
 
@@ -123,7 +123,7 @@ def open_database(file: Path) -> Database:
     database = Database(f"sqlite:///{file}")
     try:
         database.upgrade()
-    except (SQLAlchemyError, CommandError) as error:
+    except (SQLAlchemyError, CommandError, DatabaseError) as error:
         database.close()
         reason = str(error).splitlines()[0]
         raise ConfigurationError(f"data_dir: {file} cannot be used by this version: {reason}") from error
