@@ -110,6 +110,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=default_data_dir)
     """Folder for all that is kept: database, artifacts, jobs. Default: interlock below the XDG data home."""
+    database_url: Annotated[SecretStr, Field(min_length=1, max_length=4096)] | None = None
+    """PostgreSQL instead of a file in --data-dir: postgresql+psycopg://USER:PASSWORD@HOST/NAME. Prefer the variable."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line that is written. Prompts and answers are never logged."""
     config: Path | None = None

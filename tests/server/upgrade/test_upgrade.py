@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import text
 
 from mappers.artifact import verify
 from server.api.services import Services
 from server.jobs.model import JobState
 from server.policy.audit import Filter
-from server.serve import open_database, running_services
+from server.registry.database import Database
+from server.registry.imports import import_dataset
+from server.serve import running_services
 from server.settings import ConfigurationError, read_settings
 from server.types import InterventionSpec
+from tests.server.postgresql import Cluster
 
 KEPT_DIR = Path(__file__).parent
 MODEL = Path(__file__).parents[3] / "mappers" / "organisms" / "weights" / "llama-small-backdoor"
@@ -86,13 +89,34 @@ def test_the_audit_chain_runs_on(services: Services) -> None:
 
 
 def test_a_later_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
-    file = tmp_path / "interlock.db"
-    open_database(file).close()
-    engine = create_engine(f"sqlite:///{file}")
-    with engine.begin() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(ConfigurationError, match="newer version of Interlock.*schema 9999"):
-        open_database(file)
-    with engine.connect() as connection:
-        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
-    engine.dispose()
+    url = f"sqlite:///{tmp_path / 'interlock.db'}"
+    database = Database(url)
+    database.upgrade()
+    with database.write() as session:
+        session.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    settings = read_settings({"model": str(MODEL), "data_dir": tmp_path}, {})
+    refused = pytest.raises(ConfigurationError, match=r"newer version of Interlock \(schema 9999")
+    with refused, running_services(settings, threading.Event()):
+        pass
+    with database.read() as session:
+        assert session.scalar(text("SELECT version_num FROM alembic_version")) == "9999"
+    database.close()
+
+
+def test_postgresql_holds_what_a_server_keeps(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.fresh(None) as url:
+        options = {"model": str(MODEL), "data_dir": tmp_path, "device": "cpu", "threads": 1, "database_url": url}
+        settings = read_settings(options, {})
+        with running_services(settings, threading.Event()) as services:
+            rows = tmp_path / "rows"
+            rows.write_bytes(b'{"text":"a"}\n')
+            folder = services.artifacts.new_staging()
+            import_dataset(rows, folder, name="kept", created_at="2026-01-01T00:00:00+00:00")
+            services.artifacts.register(folder, name="kept", owner=None)
+            refused = pytest.raises(ConfigurationError, match="in use by another server")
+            with refused, running_services(settings, threading.Event()):
+                pass
+        with running_services(settings, threading.Event()) as services:
+            assert services.artifacts.get("kept").kind == "dataset"
+            assert services.audit.verify().entries == 1
+    assert not (tmp_path / "interlock.db").exists()
