@@ -1,4 +1,4 @@
-"""``interlock artifacts``: list, show, import, export and delete what a running server keeps."""
+"""``interlock artifacts``: list, show, import, export and delete what a running server keeps; see also ``registry``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 
 from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
+from server.cli.registry import Artifact
+from server.cli.registry import app as registry_app
 from server.cli.root import command_app
 
 SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
@@ -23,12 +25,11 @@ class FileFormat(StrEnum):
     GGUF = "gguf"
 
 
-Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
-
 app = command_app(
     no_args_is_help=True,
     help="List, import and export switches, vectors, mappers, probes, datasets, reports and activations.",
 )
+app.add_typer(registry_app)
 
 
 @app.command("list")

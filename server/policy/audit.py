@@ -38,6 +38,8 @@ Action = Literal[
     "key.deleted",
     "artifact.registered",
     "artifact.deleted",
+    "artifact.named",
+    "artifact.unnamed",
 ]
 START = "0" * 64
 """``previous`` of the first entry."""
