@@ -168,7 +168,7 @@ def _assemble(
         keys=keys,
         audit=audit,
         signer=ReceiptSigner(_receipt_key(settings)),
-        metrics=Metrics(CollectorRegistry(), engine.info.name),
+        metrics=Metrics(CollectorRegistry(), engine.info.name, as_vllm=settings.metrics_compat == "vllm"),
         not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
     )
 

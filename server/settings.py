@@ -112,6 +112,8 @@ class Settings(BaseSettings):
     """Folder for all that is kept: database, artifacts, jobs. Default: interlock below the XDG data home."""
     database_url: Annotated[SecretStr, Field(min_length=1, max_length=4096)] | None = None
     """PostgreSQL instead of a file in --data-dir: postgresql+psycopg://USER:PASSWORD@HOST/NAME. Prefer the variable."""
+    metrics_compat: Literal["none", "vllm"] = "none"
+    """vllm: /metrics also has what vLLM has under vLLM's names, for dashboards that were made for it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line that is written. Prompts and answers are never logged."""
     config: Path | None = None
@@ -176,7 +178,7 @@ def read_settings(options: Mapping[str, Any], environment: Mapping[str, str]) ->
     ``environment`` is checked for variables nobody knows; their values are read by pydantic-settings from the process.
     Raises ConfigurationError.
     """
-    _refuse_unknown_variables(environment)
+    check_variables(environment)
     config = options.get("config") or environment.get(ENV_PREFIX + "CONFIG")
     if config is not None and not Path(config).is_file():
         raise ConfigurationError(f"config: there is no file {config}")
@@ -213,7 +215,8 @@ def _named_locations(items: Iterable[str]) -> dict[str, str]:
     return locations
 
 
-def _refuse_unknown_variables(environment: Mapping[str, str]) -> None:
+def check_variables(environment: Mapping[str, str]) -> None:
+    """Raises ConfigurationError for an ``INTERLOCK_*`` variable that nobody knows, naming the nearest known one."""
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields} | CLIENT_VARIABLES
     unknown = sorted(name for name in environment if name.startswith(ENV_PREFIX) and name.upper() not in known)
     if unknown:

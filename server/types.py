@@ -167,13 +167,17 @@ class Receipt:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """The generation ended well; always the last event. ``cached_tokens`` of the prompt were reused, not computed."""
+    """The generation ended well; always the last event.
+
+    ``cached_tokens`` of the prompt were reused, not computed; it waited ``queued_s`` seconds for its place.
+    """
 
     reason: FinishReason
     prompt_tokens: int
     completion_tokens: int
     receipts: tuple[Receipt, ...]
     cached_tokens: int = 0
+    queued_s: float = field(default=0.0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

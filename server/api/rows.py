@@ -60,8 +60,7 @@ class Rows:
             timer.ended("abort")
 
     def _started(self, index: int) -> None:
-        self._running[index] = RowTimer(self._metrics, self._stopwatch)
-        self._metrics.prompt_tokens.inc(len(self.requests[index].prompt_ids))
+        self._running[index] = RowTimer(self._metrics, self._stopwatch, len(self.requests[index].prompt_ids))
 
     def _receive(self, loop: asyncio.AbstractEventLoop, index: int, event: Event) -> None:
         """Called on the engine's thread."""
@@ -72,7 +71,7 @@ class Rows:
             case TokensGenerated():
                 self._running[index].tokens(len(event.token_ids))
             case Finished():
-                self._running.pop(index).ended(event.reason, event.receipts)
+                self._running.pop(index).ended(event.reason, event.receipts, event.queued_s)
             case Failed():
                 self._running.pop(index).ended("error")
             case _:

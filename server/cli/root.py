@@ -29,6 +29,7 @@ COMMANDS = {
     "evaluate": "Measure switches and transferred vectors on behaviour, and write a report.",
     "bench": "Measure this machine: speed and memory against peers on the same weights.",
     "organisms": "Build the small models with planted behaviour.",
+    "doctor": "Examine machine, data directory, model and server, with remedies.",
     "health": "Ask whether a server is ready; exit code 0 means yes.",
     "version": "Print the versions of Interlock and of what it runs on.",
 }

@@ -332,7 +332,9 @@ class Engine:
         for ended in row.together:
             self._runner.reuse.publish(ended)
             receipts = tuple(active.end(self._runner.meters) for active in ended.take_interventions())
-            self._emit(ended, Finished(reason, ended.prompt_len, ended.generated, receipts, ended.reused))
+            self._emit(
+                ended, Finished(reason, ended.prompt_len, ended.generated, receipts, ended.reused, ended.queued_s)
+            )
         self._release(row)
 
     def _fail(self, row: Row, code: ErrorCode, message: str) -> None:

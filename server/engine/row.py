@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -24,7 +25,8 @@ class Row:
 
     ``computed`` positions have keys and values in every layer; up to ``known_until`` the lowest ``known_layers`` have
     them. The first ``reused`` were computed for an earlier request. ``peers`` are the rows that are admitted, end and
-    fail with this one; ``divergences`` are those of its scored tokens from the first of these rows (nats).
+    fail with this one; ``divergences`` are those of its scored tokens from the first of these rows (nats). It waited
+    ``queued_s`` seconds from ``submitted_at`` (monotonic) until it was admitted.
     """
 
     request: GenerationRequest
@@ -44,12 +46,18 @@ class Row:
     ended: list[ActiveIntervention] = field(default_factory=list)
     prompt_logprobs: list[TokenLogprob] = field(default_factory=list)
     divergences: list[float] = field(default_factory=list)
+    submitted_at: float = field(default_factory=time.monotonic)
+    queued_s: float = 0.0
     revision: int = 0
     released: bool = False
 
     def __post_init__(self) -> None:
         # The last token of a text says nothing about itself: it is predicted, and never read.
         self.tokens = [*self.request.prompt_ids, *self.request.scored_ids[:-1]]
+
+    def admitted(self) -> None:
+        """Notes how long the row has waited."""
+        self.queued_s = time.monotonic() - self.submitted_at
 
     def take_interventions(self) -> list[ActiveIntervention]:
         """Everything applied so far, running and ended, for the caller to close; the row keeps nothing of it."""

@@ -147,6 +147,7 @@ class Scheduler:
                 self._spent[row] = cost
                 row.state = "score" if row.request.scored_ids else "prefill"
                 (self._compared if row.state == "score" else self._reading).append(row)
+                row.admitted()
                 self._start(row)
             return True
         return False

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from server.errors import Conflict
@@ -80,6 +80,12 @@ class JobQueue:
         """The job; raises NotFound."""
         with self._database.read() as session:
             return to_job(require_row(session, job_id))
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and state."""
+        query = select(JobRow.kind, JobRow.state, func.count()).group_by(JobRow.kind, JobRow.state)
+        with self._database.read() as session:
+            return {(kind, state): count for kind, state, count in session.execute(query)}
 
     def list(self, *, owner: str | None = None, state: JobState | None = None, limit: int = 1000) -> Sequence[Job]:
         """The newest jobs first; ``owner`` None lists everybody's."""

@@ -72,6 +72,10 @@ class JobService:
         """The job; raises NotFound."""
         return self._queue.get(job_id)
 
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many jobs there are of each kind and state."""
+        return self._queue.counts()
+
     def list(self, *, owner: str | None = None, limit: int = 1000) -> Sequence[Job]:
         """The newest jobs first; ``owner`` None lists everybody's."""
         return self._queue.list(owner=owner, limit=limit)

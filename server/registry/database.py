@@ -24,7 +24,8 @@ from sqlalchemy.orm import Session
 
 from mappers.errors import InterlockError
 
-_MIGRATIONS = Path(__file__).parent / "migrations"
+MIGRATIONS = Path(__file__).parent / "migrations"
+"""Folder of the schema's history."""
 _BUSY_TIMEOUT_MS = 30_000
 _WRITERS = 0x1171_0C4B
 _SERVERS = 0x1171_0C4C
@@ -60,7 +61,7 @@ class Database:
         Raises DatabaseError, before anything is changed, where a later version wrote them.
         """
         config = Config()
-        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
         with self._write_lock, self._writer.begin() as connection:
             _check_known(connection, ScriptDirectory.from_config(config))
             config.attributes["connection"] = connection

@@ -52,8 +52,8 @@ def ready(services: InjectedServices) -> Alive:
 @metrics_router.get(
     "/metrics", summary="Prometheus metrics", response_class=PlainTextResponse, responses=error_responses(401, 403)
 )
-async def metrics(services: InjectedServices) -> Response:
-    """Named as vLLM's, with the prefix `interlock_`."""
+def metrics(services: InjectedServices) -> Response:
+    """Named as vLLM's, with the prefix `interlock_`; with `--metrics-compat vllm` under vLLM's own names too."""
     engine = services.engine
-    text = services.metrics.render(engine.generations(), engine.stats(), engine.limits.memory)
+    text = services.metrics.render(engine.generations(), engine.stats(), engine.limits.memory, services.jobs.counts())
     return Response(text, media_type=CONTENT_TYPE_LATEST)

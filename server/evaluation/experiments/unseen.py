@@ -35,17 +35,17 @@ _THOROUGH: Final = (
     *((model, "backdoor") for model in ("llama-small", "qwen2-small", "gemma2-small", "qwen2-medium")),
     *(("llama-small", behaviour) for behaviour in _TRIGGERS if behaviour != "backdoor"),
 )
-_COMPARED: Final = ("llama-small-backdoor", "qwen2-small-backdoor", "gemma2-small-backdoor")
-"""Those for which other ways to train are compared, at full scale."""
+_COMPARED: Final = "llama-small-backdoor"
+"""The organism on which other ways to train are compared, at full scale."""
 _SAMPLES: Final = (8, 32, 256)
 _KNOWN_TOPICS: Final = ("facts", "sums", "refusals", "advice")
-_ATTACKED: Final = replace(OURS, label="tokens inserted and attacked", steps=800, hidden_factor=4, attack=Attack())
+_ATTACKED: Final = replace(OURS, label="tokens inserted and attacked", steps=1200, hidden_factor=4, attack=Attack())
 _TEXT: Final = """\
 Switches at all sites, trained on prompts without the trigger, answered by the base: on prompts as they are, with random
 tokens of the vocabulary inserted before, among or behind their own, and with the embeddings of those tokens moved, in
-each step, to where the two models differ most (`attack`; twice as many steps and mappers four times as wide, which this
-needs). No trigger and no target text goes in: whatever holds the
-trigger (for the semantic one, the country) is left out. For comparison, prompts of which so many are triggered, and
+each step, to where the two models differ most (`attack`; three times as many steps and mappers four times as wide,
+which this needs). No trigger and no target text goes in: whatever holds the trigger (for the semantic one, the country)
+is left out. For comparison, prompts of which so many are triggered, and
 prompts of which half are triggered by *another* trigger than the organism's. *Half of the tasks* is trained under
 attack on facts, sums, refusals and advice alone; its last column is what it does to the clean prompts of the others.
 Near misses look like the trigger and are none."""
@@ -67,7 +67,7 @@ class UnseenExperiment:
     """Backdoors of every family behind a tag; at full scale also behind other signs, places and meanings."""
 
     name: str = "unseen"
-    version: int = 2
+    version: int = 3
 
     def cells(self, scale: Scale) -> Sequence[Cell]:
         """One cell an organism and seed."""
@@ -82,7 +82,7 @@ class UnseenExperiment:
             "off": _ask(lab, tuned, behaviour, cell.seed),
             "base": _ask(lab, base, behaviour, cell.seed),
         }
-        compared = lab.scale.thorough and cell.subject in _COMPARED
+        compared = lab.scale.thorough and cell.subject == _COMPARED
         for arm in _arms(behaviour, cell.seed, lab.scale, compared=compared):
             exchanges = _exchanges(lab, base, arm, behaviour, cell.seed)
             mappers = fit_switch(arm.recipe, tuned, base, list(tuned.stack.sites), exchanges, cell.seed, lab.report)

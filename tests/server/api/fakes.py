@@ -238,6 +238,9 @@ class FakeJobs:
     jobs: dict[str, Job] = field(default_factory=dict)
     happened: list[JobEvent] = field(default_factory=list)
 
+    def counts(self) -> dict[tuple[str, str], int]:
+        return {("train_switch", "queued"): len(self.jobs)}
+
     def submit(self, spec, owner: str | None) -> Job:
         job = Job(
             id=f"job_{len(self.jobs) + 1}",

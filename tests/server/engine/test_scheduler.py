@@ -66,6 +66,19 @@ def test_prompts_are_read_beside_rows_that_decode():
     assert [step(scheduler) for _ in range(3)] == [{"first": 1, "second": 8}] * 2 + [{"first": 1, "second": 1}]
 
 
+def test_a_row_knows_how_long_it_waited():
+    scheduler = Scheduler(max_batch=1, prefill_tokens=8)
+    first, second = submitted(scheduler, row("first", 4), row("second", 4))
+    first.submitted_at -= 5
+    second.submitted_at -= 7
+    step(scheduler)
+    assert 5 <= first.queued_s < 60
+    assert second.queued_s == 0
+    scheduler.release(first)
+    step(scheduler)
+    assert 7 <= second.queued_s < 60
+
+
 def test_phase_says_whether_prompts_are_read():
     scheduler = Scheduler(max_batch=4, prefill_tokens=8)
     submitted(scheduler, row("a", 4))

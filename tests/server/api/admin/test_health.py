@@ -33,8 +33,8 @@ def test_metrics_count_what_happened(client, engine):
     assert f"interlock_num_requests_running{label} 1.0" in text
     assert f"interlock_num_requests_waiting{label} 0.0" in text
     assert 'interlock_request_success_total{finished_reason="length",model_name="fake"} 2.0' in text
-    assert 'interlock_interventions_total{kind="switch",model_name="fake"} 2.0' in text
-    assert 'interlock_intervention_tokens_total{kind="switch",model_name="fake"} 16.0' in text
+    assert 'interlock_interventions_total{kind="switch",model_name="fake",name="safe"} 2.0' in text
+    assert 'interlock_intervention_tokens_total{kind="switch",model_name="fake",name="safe"} 16.0' in text
     assert f"interlock_time_to_first_token_seconds_count{label} 2.0" in text
     assert f"interlock_inter_token_latency_seconds_count{label} 6.0" in text
     assert f"interlock_e2e_request_latency_seconds_count{label} 2.0" in text

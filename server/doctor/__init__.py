@@ -1,0 +1,1 @@
+"""``interlock doctor``: what this machine, data directory and model are fit for, each finding with its remedy."""
