@@ -9,9 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import cached_file
 
 from mappers.architectures import DecoderStack, config_digest, discover, refuse_inexact
 from mappers.errors import InterlockError
+from mappers.weight_digest import weight_digest
 
 
 class ModelLoadError(InterlockError):
@@ -20,13 +22,17 @@ class ModelLoadError(InterlockError):
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A frozen model in eval mode with its tokenizer; ``name`` is the last part of the location."""
+    """A frozen model in eval mode with its tokenizer; ``name`` is the last part of the location.
+
+    ``weight_digest`` is :func:`mappers.weight_digest.weight_digest`, None for what came from no checkpoint.
+    """
 
     model: nn.Module
     tokenizer: Any
     stack: DecoderStack
     name: str
     config_digest: str
+    weight_digest: str | None = None
 
 
 def load_model(
@@ -55,6 +61,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **placed
         )
+        weights = weight_digest(_checkpoint_folder(location))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelLoadError(
             f"cannot load a model from '{location}': {_first_line(error)}. Give a folder with config.json, "
@@ -65,7 +72,7 @@ def load_model(
     if quantization is None:
         model.to(device)
     name = Path(location).resolve().name if Path(location).exists() else location.rsplit("/", 1)[-1]
-    return LoadedModel(model, tokenizer, discover(model), name, config_digest(model.config))
+    return LoadedModel(model, tokenizer, discover(model), name, config_digest(model.config), weights)
 
 
 def eos_token_ids(model: nn.Module) -> frozenset[int]:
@@ -75,6 +82,12 @@ def eos_token_ids(model: nn.Module) -> frozenset[int]:
         if ids is not None:
             return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
+
+
+def _checkpoint_folder(location: str) -> Path:
+    """Where the files are that were just loaded: the folder itself, or the hub's snapshot in the cache."""
+    folder = Path(location).expanduser()
+    return folder if folder.is_dir() else Path(str(cached_file(location, "config.json"))).parent
 
 
 def _looks_local(location: str) -> bool:

@@ -42,11 +42,20 @@ class FileEntry(_Part):
 
 
 class ModelBinding(_Part):
-    """The model an artifact's activations live in; ``config_digest`` is :func:`mappers.architectures.config_digest`."""
+    """The model an artifact's activations live in; ``config_digest`` is :func:`mappers.architectures.config_digest`.
+
+    ``weight_digest`` is :func:`mappers.weight_digest.weight_digest`; None where it was not known.
+    """
 
     model: str = Field(min_length=1, max_length=256)
     config_digest: Digest
     width: int = Field(ge=1, le=MAX_WIDTH)
+    weight_digest: Digest | None = None
+
+    def fits(self, config_digest: str, weight_digest: str | None) -> bool:
+        """Whether that is this model; weights are compared where both sides know theirs."""
+        unknown = self.weight_digest is None or weight_digest is None
+        return self.config_digest == config_digest and (unknown or self.weight_digest == weight_digest)
 
 
 class Parent(_Part):
@@ -207,6 +216,9 @@ def canonical_json(manifest: Manifest, *, with_files: bool = True) -> bytes:
     """
     content = manifest.model_dump(mode="json", exclude=None if with_files else {"files"})
     content = {name: part for name, part in content.items() if part or name not in _LATER_PARTS}
+    for side in ("target", "source"):
+        if content[side] is not None and content[side]["weight_digest"] is None:
+            del content[side]["weight_digest"]
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 

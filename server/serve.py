@@ -48,7 +48,7 @@ from server.policy.policy import Policy
 from server.policy.profiles import ProfileStore
 from server.policy.receipts import ReceiptSigner, kept_key
 from server.registry.artifacts import ArtifactStore
-from server.registry.database import Database
+from server.registry.database import Database, DatabaseError
 from server.settings import ConfigurationError, Settings, plain_environment
 from server.types import InterventionSpec, ModelInfo
 
@@ -103,7 +103,7 @@ def running_services(settings: Settings, draining: threading.Event) -> Iterator[
     Raises an InterlockError where one of them cannot work with these settings.
     """
     with ExitStack() as stack:
-        database = open_database(settings.data_dir / DATABASE_FILE)
+        database = _open_database(settings)
         stack.callback(database.close)
         audit = AuditLog(database, clock=time.time)
         artifacts = ArtifactStore(
@@ -118,18 +118,6 @@ def running_services(settings: Settings, draining: threading.Event) -> Iterator[
         yield services
 
 
-def open_database(file: Path) -> Database:
-    """The SQLite database ``file`` at this version's schema; raises ConfigurationError where it cannot be used."""
-    database = Database(f"sqlite:///{file}")
-    try:
-        database.upgrade()
-    except (SQLAlchemyError, CommandError) as error:
-        database.close()
-        reason = str(error).splitlines()[0]
-        raise ConfigurationError(f"data_dir: {file} cannot be used by this version: {reason}") from error
-    return database
-
-
 def pick_device(wanted: str) -> str:
     """``cuda`` or ``cpu``; raises ConfigurationError where a GPU is asked for and there is none."""
     available = torch.cuda.is_available()
@@ -138,6 +126,25 @@ def pick_device(wanted: str) -> str:
             "device: torch sees no CUDA GPU here: use --device cpu, or check driver and torch build"
         )
     return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def _open_database(settings: Settings) -> Database:
+    """At this version's schema, and this server's alone; raises ConfigurationError where it cannot be used."""
+    file = settings.data_dir / DATABASE_FILE
+    what, url = f"data_dir: {file}", f"sqlite:///{file}"
+    if settings.database_url is not None:
+        what, url = "database_url: the database", settings.database_url.get_secret_value()
+    with ExitStack() as undo:
+        try:
+            database = Database(url)
+            undo.callback(database.close)
+            database.own()
+            database.upgrade()
+        except (SQLAlchemyError, CommandError, DatabaseError) as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigurationError(f"{what} cannot be used by this version: {reason}") from error
+        undo.pop_all()
+    return database
 
 
 def _assemble(

@@ -110,6 +110,8 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default_factory=default_data_dir)
     """Folder for all that is kept: database, artifacts, jobs. Default: interlock below the XDG data home."""
+    database_url: Annotated[SecretStr, Field(min_length=1, max_length=4096)] | None = None
+    """PostgreSQL instead of a file in --data-dir: postgresql+psycopg://USER:PASSWORD@HOST/NAME. Prefer the variable."""
     metrics_compat: Literal["none", "vllm"] = "none"
     """vllm: /metrics also has what vLLM has under vLLM's names, for dashboards that were made for it."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

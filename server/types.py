@@ -239,7 +239,8 @@ class EngineStats:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys.
+    """The served model. ``config_digest`` is sha256 over its configuration without volatile keys, ``weight_digest``
+    over its weights as they are stored (None: not known).
 
     ``dtype`` is that of the weights: a torch dtype, int8 or int4. ``dtype_reason`` is empty where the operator chose.
     """
@@ -254,3 +255,4 @@ class ModelInfo:
     device: str
     config_digest: str
     dtype_reason: str = ""
+    weight_digest: str | None = None

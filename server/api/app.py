@@ -18,6 +18,7 @@ from server.api.admin import (
     policy,
     profiles,
     receipts,
+    registry,
 )
 from server.api.auth import authenticate
 from server.api.middleware import OneMeaning, RequestId, SameOrigin
@@ -58,7 +59,7 @@ def create_app(services: Services) -> FastAPI:
 def _guarded() -> APIRouter:
     guarded = APIRouter(dependencies=[Security(authenticate)])
     inference = (chat, completions, compare, models, tokenization, generations, receipts, capabilities)
-    for module in (*inference, artifacts, jobs, profiles, policy, keys, audit):
+    for module in (*inference, artifacts, registry, jobs, profiles, policy, keys, audit):
         guarded.include_router(module.router)
     guarded.include_router(health.metrics_router)
     return guarded

@@ -1,34 +1,39 @@
-"""``interlock artifacts``: list, show, import, export and delete what a running server keeps."""
+"""``interlock artifacts``: list, show, import, export and delete what a running server keeps; see also ``registry``."""
 
 from __future__ import annotations
 
-import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from mappers.artifact import verify
 from server.cli.client import DEFAULT_URL, Client, CommandFailed, Key, Url
+from server.cli.folders import download_files, upload_folder
+from server.cli.hub import app as hub_app
 from server.cli.output import AsJson, age, byte_size, print_fields, print_json, print_table
+from server.cli.registry import Artifact
+from server.cli.registry import app as registry_app
 from server.cli.root import command_app
 
 SUFFIXES = {"dataset": ".jsonl", "report": ".json", "activations": ""}
 
 
 class FileFormat(StrEnum):
-    """What an exported file is: the server's own form, or a control vector of llama.cpp's."""
+    """What is exported: the server's own file, a folder with the manifest, or a control vector of llama.cpp's."""
 
     NATIVE = "native"
+    FOLDER = "folder"
     GGUF = "gguf"
 
-
-Artifact = Annotated[str, typer.Argument(metavar="NAME", help="Name or id of the artifact.")]
 
 app = command_app(
     no_args_is_help=True,
     help="List, import and export switches, vectors, mappers, probes, datasets, reports and activations.",
 )
+app.add_typer(registry_app)
+app.add_typer(hub_app)
 
 
 @app.command("list")
@@ -64,7 +69,7 @@ def show(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_jso
 
 @app.command("import")
 def import_file(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="safetensors, GGUF, JSON lines or text.")],
+    file: Annotated[Path, typer.Argument(exists=True, help="safetensors, GGUF, JSON lines, text, or a folder.")],
     name: Annotated[str | None, typer.Option("--name", help="Name to give it. Default: that of the file.")] = None,
     text: Annotated[bool, typer.Option("--text", help="Plain text, as a file named *.txt is anyway.")] = False,
     url: Url = DEFAULT_URL,
@@ -74,11 +79,16 @@ def import_file(
     """Import a file: what it holds is read from its content; only plain text is known by its name or by --text.
 
     safetensors written by `interlock artifacts export`, safetensors or GGUF with one vector for each layer, a dataset
-    as JSON lines ({"messages": [...]}, {"prompt", "completion"} or {"text"}), or plain text, cut into passages.
+    as JSON lines ({"messages": [...]}, {"prompt", "completion"} or {"text"}), or plain text, cut into passages. A
+    folder that `interlock artifacts export --format folder` wrote is checked against its manifest first.
     """
     content_type = "text/plain" if text or file.suffix.lower() == ".txt" else "application/octet-stream"
     with Client(url, api_key) as client:
-        answer = client.upload("/v1/artifacts", file, content_type, name=name or file.stem)
+        if file.is_dir():
+            manifest = verify(file)
+            answer = upload_folder(client, file, manifest, name or manifest.name)
+        else:
+            answer = client.upload("/v1/artifacts", file, content_type, name=name or file.stem)
     if as_json:
         print_json(answer)
     else:
@@ -92,7 +102,10 @@ def export(
         Path | None, typer.Option("--out", help="File to write. Default: the artifact's name here, with its suffix.")
     ] = None,
     file_format: Annotated[
-        FileFormat, typer.Option("--format", help="native: safetensors or JSON lines. gguf: a control vector.")
+        FileFormat,
+        typer.Option(
+            "--format", help="native: safetensors or JSON lines. folder: with manifest. gguf: control vector."
+        ),
     ] = FileFormat.NATIVE,
     file: Annotated[
         str | None, typer.Option("--file", help="One of a report's or collection's files, such as heatmap.png.")
@@ -110,15 +123,16 @@ def export(
     with Client(url, api_key) as client:
         record = client.get(f"/v1/artifacts/{artifact}")
         name = Path(record["name"]).name
-        suffix = SUFFIXES.get(record["kind"], ".safetensors") if file_format is FileFormat.NATIVE else ".gguf"
+        suffix = _suffix(record["kind"], file_format)
         target = out or Path(f"{name}-{file}" if file else name + suffix)
         if target.exists() and not force:
             raise CommandFailed(f"{target} exists: give --out or --force")
+        chosen = FileFormat.GGUF.value if file_format is FileFormat.GGUF else None
         place = f"/v1/artifacts/{record['id']}/download"
-        if record["kind"] == "activations" and file is None and file_format is FileFormat.NATIVE:
-            size = _export_shards(client, place, record, target)
+        shards = record["kind"] == "activations" and file_format is FileFormat.NATIVE
+        if file is None and (shards or file_format is FileFormat.FOLDER):
+            size = download_files(client, record, target)
         else:
-            chosen = None if file_format is FileFormat.NATIVE else file_format.value
             size = client.download(place, target, file=file, format=chosen)
     if as_json:
         print_json({"id": record["id"], "name": record["name"], "path": str(target), "size": size})
@@ -137,9 +151,7 @@ def delete(artifact: Artifact, url: Url = DEFAULT_URL, api_key: Key = None, as_j
         typer.echo(f"deleted {artifact}")
 
 
-def _export_shards(client: Client, place: str, record: dict[str, Any], folder: Path) -> int:
-    """Every file of the manifest and, last, the manifest; returns their size in bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
-    names = sorted(Path(name).name for name in record["manifest"]["files"])
-    size = sum(client.download(place, folder / name, file=name) for name in names)
-    return size + (folder / "manifest.json").write_text(json.dumps(record["manifest"]), encoding="utf-8")
+def _suffix(kind: str, file_format: FileFormat) -> str:
+    if file_format is FileFormat.NATIVE:
+        return SUFFIXES.get(kind, ".safetensors")
+    return ".gguf" if file_format is FileFormat.GGUF else ""

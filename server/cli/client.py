@@ -51,13 +51,17 @@ class Client:
         """The body at ``path`` as text."""
         return self._send("GET", path).text
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, **query: str | int | float | None
+    ) -> dict[str, Any]:
         """Sends ``body`` as JSON."""
-        return self._json(self._send("POST", path, json=body))
+        return self._json(self._send("POST", path, json=body, params=_given(query)))
 
-    def put(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    def put(
+        self, path: str, body: Mapping[str, Any] | None = None, **query: str | int | float | None
+    ) -> dict[str, Any]:
         """Replaces what ``path`` names by ``body``, as JSON."""
-        return self._json(self._send("PUT", path, json=body))
+        return self._json(self._send("PUT", path, json=body, params=_given(query)))
 
     def delete(self, path: str) -> None:
         """Deletes what ``path`` names."""
@@ -125,7 +129,7 @@ def _error_object(response: httpx.Response) -> dict[str, Any]:
     return error if isinstance(error, dict) else {}
 
 
-def _given(query: Mapping[str, str | int | None]) -> dict[str, str | int]:
+def _given(query: Mapping[str, str | int | float | None]) -> dict[str, str | int | float]:
     return {name: value for name, value in query.items() if value is not None}
 
 

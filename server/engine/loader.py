@@ -87,6 +87,7 @@ def build_engine(
         device=str(parameter.device),
         config_digest=loaded.config_digest,
         dtype_reason=dtype_reason,
+        weight_digest=loaded.weight_digest,
     )
     limits = EngineLimits(max_batch, options.max_waiting, context, options.prefill_tokens, memory)
     engine = Engine(runner, codec, info, limits, eos_token_ids(loaded.model), options.idle_prefill_tokens)

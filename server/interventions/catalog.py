@@ -85,6 +85,11 @@ class Catalog:
         """Bytes of the artifacts on the device now, inline vectors not counted."""
         return self._resident.nbytes
 
+    @property
+    def resident_ids(self) -> frozenset[str]:
+        """Ids of the artifacts on the device now."""
+        return self._resident.ids
+
     def resolve(self, spec: InterventionSpec) -> ResolvedIntervention:
         """Looks up, checks and loads what ``spec`` asks for.
 
@@ -190,11 +195,13 @@ class Catalog:
         return record
 
     def _read(self, record: ArtifactRecord, field: str) -> ResidentArtifact:
-        target = record.manifest.target
-        if target is None or target.config_digest != self._model.config_digest or target.width != self._model.width:
+        target, model = record.manifest.target, self._model
+        fits = target is not None and target.fits(model.config_digest, model.weight_digest)
+        if target is None or not fits or target.width != model.width:
             made_for = "no model" if target is None else f"'{target.model}' (width {target.width})"
-            if target is not None and (target.model, target.width) == (self._model.name, self._model.width):
-                made_for = f"another configuration of {made_for}"
+            if target is not None and (target.model, target.width) == (model.name, model.width):
+                other = "another configuration" if target.config_digest != model.config_digest else "other weights"
+                made_for = f"{other} of {made_for}"
             raise InvalidRequest(
                 f"'{record.name}' was made for {made_for}, not for '{self._model.name}' (width {self._model.width}): "
                 "train or transfer it for this model",

@@ -57,6 +57,12 @@ class Residency:
         with self._lock:
             return self._count()
 
+    @property
+    def ids(self) -> frozenset[str]:
+        """Ids of all artifacts on the device; forgotten ones are not counted."""
+        with self._lock:
+            return frozenset(self._known)
+
     def get(self, artifact_id: str, read: Callable[[], ResidentArtifact]) -> ResidentArtifact:
         """The artifact as it is, or as ``read`` gives it; threads that ask for one at the same time read it once."""
         with self._lock:

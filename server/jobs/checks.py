@@ -199,7 +199,7 @@ class Checker:
 
     def _served_artifact(self, found: Manifest, param: str) -> None:
         served = self._models.served
-        if found.target is None or found.target.config_digest != served.config_digest:
+        if found.target is None or not found.target.fits(served.config_digest, served.weight_digest):
             raise InvalidRequest(
                 f"{found.name!r} is no {found.kind} of {served.name!r}: transfer it first", param=param
             )
@@ -225,7 +225,8 @@ def _check_vector_fits_mapper(vector: Manifest, mapper: Manifest) -> None:
         raise InvalidRequest(
             "vector or mapper is bound to no model: import or make it again", param="parameters.vector"
         )
-    if vector.target.config_digest != mapper.source.config_digest or vector.target.width != mapper.source.width:
+    source = mapper.source
+    if not vector.target.fits(source.config_digest, source.weight_digest) or vector.target.width != source.width:
         raise InvalidRequest(
             f"vector {vector.name!r} belongs to {vector.target.model!r} (width {vector.target.width}), but "
             f"mapper {mapper.name!r} reads {mapper.source.model!r} (width {mapper.source.width}): "
@@ -241,7 +242,8 @@ def _check_vector_fits_mapper(vector: Manifest, mapper: Manifest) -> None:
 
 
 def _check_native_fits_mapper(native: Manifest, mapper: Manifest, param: str) -> None:
-    if native.target is None or mapper.target is None or native.target.config_digest != mapper.target.config_digest:
+    target = mapper.target
+    if native.target is None or target is None or not native.target.fits(target.config_digest, target.weight_digest):
         raise InvalidRequest(
             f"{native.name!r} is no vector of the model that mapper {mapper.name!r} maps to",
             param=param,

@@ -62,9 +62,9 @@ class JobContext:
     def load_bound(self, binding: ModelBinding) -> LoadedModel:
         """Loads the model an artifact is bound to; raises ArtifactMismatch where its name now means another model."""
         loaded = self.load(binding.model)
-        if loaded.config_digest != binding.config_digest:
+        if not binding.fits(loaded.config_digest, loaded.weight_digest):
             raise ArtifactMismatch(
-                f"{binding.model!r} is not the model the artifact was made for (its configuration differs): "
+                f"{binding.model!r} is not the model the artifact was made for (its configuration or weights differ): "
                 "start the server with the right --reference"
             )
         return loaded
@@ -96,4 +96,9 @@ class JobContext:
 
 def binding(name: str, loaded: LoadedModel) -> ModelBinding:
     """The model under the operator's name, for a manifest."""
-    return ModelBinding(model=name, config_digest=loaded.config_digest, width=loaded.stack.width)
+    return ModelBinding(
+        model=name,
+        config_digest=loaded.config_digest,
+        width=loaded.stack.width,
+        weight_digest=loaded.weight_digest,
+    )

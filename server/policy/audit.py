@@ -38,12 +38,13 @@ Action = Literal[
     "key.deleted",
     "artifact.registered",
     "artifact.deleted",
+    "artifact.named",
+    "artifact.unnamed",
 ]
 START = "0" * 64
 """``previous`` of the first entry."""
 
 _BLOCK = 1000
-_BEFORE_ALL = -(2**63)
 _log = structlog.get_logger(__name__)
 
 
@@ -215,15 +216,15 @@ def verify(database: Database, expected: Head | None = None) -> Verification:
 
 def _rows(database: Database) -> Iterator[AuditRow]:
     """In blocks: a reader must not hold one snapshot for minutes, nor the whole log in memory."""
-    last = _BEFORE_ALL
+    first = select(AuditRow).order_by(AuditRow.sequence).limit(_BLOCK)
+    query = first
     while True:
-        query = select(AuditRow).where(AuditRow.sequence > last).order_by(AuditRow.sequence).limit(_BLOCK)
         with database.read() as session:
             rows = session.scalars(query).all()
         yield from rows
         if len(rows) < _BLOCK:
             return
-        last = rows[-1].sequence
+        query = first.where(AuditRow.sequence > rows[-1].sequence)
 
 
 def _digest(row: AuditRow) -> str:

@@ -14,6 +14,9 @@ from server.registry.rows import ArtifactNameRow, ArtifactParentRow, ArtifactRow
 NOBODY = ""
 """Owner of what was found on disk without a row; None, in contrast, is shared with everybody."""
 
+NO_ARTIFACT = "none"
+"""Where a name leads that there is not."""
+
 _LISTED_IN_ERRORS = 20
 
 
@@ -83,6 +86,18 @@ def check_alias(session: Session, name: str, owner: str | None) -> None:
     alias = session.get(ArtifactNameRow, name)
     if alias is not None and alias.owner not in (None, NOBODY, owner):
         raise Conflict(f"the name {name!r} is in use: choose another", param="name")
+
+
+def check_expected(session: Session, name: str, expected: str | None) -> None:
+    """Raises Conflict unless ``name`` leads where the caller last saw it lead: to an id, or to ``NO_ARTIFACT``."""
+    alias = session.get(ArtifactNameRow, name)
+    now = NO_ARTIFACT if alias is None else alias.artifact_id
+    if expected is not None and expected != now:
+        raise Conflict(
+            f"the name {name!r} leads to {now} by now, not to {expected}: look again before you move it",
+            param="expected",
+            code="name_moved",
+        )
 
 
 def check_owner(session: Session, identity: str, name: str, owner: str | None) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -26,6 +26,7 @@ from server.registry.artifact_rows import (
     NOBODY,
     check_alias,
     check_childless,
+    check_expected,
     check_owner,
     existing,
     find,
@@ -33,6 +34,8 @@ from server.registry.artifact_rows import (
     visible,
 )
 from server.registry.database import Database
+from server.registry.garbage import garbage
+from server.registry.lineage import Lineage, lineage_of
 from server.registry.names import check_name
 from server.registry.rows import ArtifactNameRow, ArtifactRow
 
@@ -68,9 +71,12 @@ class Reconciliation:
 
 @dataclass(frozen=True, slots=True)
 class ArtifactChange:
-    """An artifact was registered under ``name``, or deleted. ``by`` is the owner who did it, None nobody known."""
+    """An artifact was registered under ``name``, given it, lost it, or was deleted.
 
-    kind: Literal["artifact.registered", "artifact.deleted"]
+    ``by`` is the owner who did it, None nobody known.
+    """
+
+    kind: Literal["artifact.registered", "artifact.deleted", "artifact.named", "artifact.unnamed"]
     id: str
     name: str
     by: str | None
@@ -104,17 +110,19 @@ class ArtifactStore:
         staging.mkdir(parents=True, exist_ok=True)
         return Path(tempfile.mkdtemp(dir=staging))
 
-    def register(self, folder: Path, *, name: str, owner: str | None) -> ArtifactRecord:
+    def register(self, folder: Path, *, name: str, owner: str | None, expected: str | None = None) -> ArtifactRecord:
         """Moves a staged folder into the store and points ``name`` at it.
 
-        Registering the same content again moves the name only. Raises ArtifactCorrupt where files and manifest
-        disagree, InvalidRequest for a bad name, Conflict where name or content belong to another owner.
+        Registering the same content again moves the name only. ``expected`` as for :meth:`point`. Raises
+        ArtifactCorrupt where files and manifest disagree, InvalidRequest for a bad name, Conflict where name or content
+        belong to another owner.
         """
         check_name(name)
         manifest = _verify_folder(folder)
         identity = artifact_id(manifest)
         with self._lock, self._database.write() as session:
             check_owner(session, identity, name, owner)
+            check_expected(session, name, expected)
             self._on_change(session, ArtifactChange("artifact.registered", identity, name, owner))
             self._move_in(folder, identity)
             row = insert(session, identity, manifest, name=name, owner=owner, now=self._clock())
@@ -166,6 +174,62 @@ class ArtifactStore:
             others = () if row is None else (row.name, Manifest.model_validate_json(row.manifest).name)
         return frozenset(aliases), frozenset(others)
 
+    def point(
+        self, name: str, identity: str, *, by: str | None, everybody: bool = False, expected: str | None = None
+    ) -> ArtifactRecord:
+        """Makes ``name`` lead to the artifact with that id, wherever it led before; a new one belongs to ``by``.
+
+        ``expected`` is the id that it has to lead to until now, ``NO_ARTIFACT`` for a name that must be new, None where
+        that does not matter. Raises NotFound, InvalidRequest for a bad name, Conflict for one that leads elsewhere by
+        now and for another owner's, unless ``everybody``'s may be moved.
+        """
+        check_name(name)
+        with self._lock, self._database.write() as session:
+            row = self._row(session, identity)
+            if not everybody:
+                check_alias(session, name, by)
+            check_expected(session, name, expected)
+            self._on_change(session, ArtifactChange("artifact.named", identity, name, by))
+            alias = session.get(ArtifactNameRow, name) or ArtifactNameRow(name=name, owner=by)
+            alias.artifact_id = identity
+            session.add(alias)
+            return self._record(row, name)
+
+    def unname(self, name: str, identity: str, *, by: str | None, everybody: bool = False) -> None:
+        """Takes the name from the artifact, which stays; raises NotFound where it does not lead there (any more).
+
+        Raises Conflict for a name of another owner than ``by``, unless ``everybody``'s may be taken.
+        """
+        with self._lock, self._database.write() as session:
+            alias = session.get(ArtifactNameRow, name)
+            if alias is None or alias.artifact_id != identity:
+                raise NotFound(f"{identity[:96]!r} has no name {name[:96]!r}", param="alias")
+            if not everybody:
+                check_alias(session, name, by)
+            self._on_change(session, ArtifactChange("artifact.unnamed", identity, name, by))
+            session.delete(alias)
+
+    def lineage(self, identity: str, *, owner: str | None = None) -> Lineage:
+        """What the artifact was made from, and from it; ``owner`` None sees all. Raises NotFound."""
+        with self._database.read() as session:
+            return lineage_of(session, self._row(session, identity), owner)
+
+    def collect(
+        self, in_use: Set[str], *, older_than_s: float, by: str | None, dry_run: bool
+    ) -> Sequence[ArtifactRecord]:
+        """Removes what nothing refers to (:mod:`server.registry.garbage`) and returns it; ``dry_run`` removes nothing.
+
+        ``in_use`` are ids that the running server holds. What is registered or referred to while this runs waits for
+        it, or is seen by it.
+        """
+        with self._lock, self._database.write() as session:
+            rows = garbage(session, in_use, self._clock() - older_than_s)
+            taken = [self._record(row, row.name) for row in rows]
+            graves = [] if dry_run else [self._remove(session, row, by) for row in rows]
+        for grave in graves:
+            shutil.rmtree(grave)
+        return taken
+
     def delete(self, name_or_id: str, *, by: str | None = None) -> None:
         """Removes an artifact and its names; raises NotFound, or Conflict while another was made from it."""
         with self._lock, self._database.write() as session:
@@ -173,12 +237,8 @@ class ArtifactStore:
             if row is None:
                 raise NotFound(f"there is no artifact {name_or_id[:96]!r}; {existing(session, None, None)}")
             check_childless(session, row)
-            self._on_change(session, ArtifactChange("artifact.deleted", row.id, row.name, by))
-            doomed = self.new_staging() / "deleted"
-            if (self._root / row.id).exists():
-                (self._root / row.id).rename(doomed)
-            session.delete(row)
-        shutil.rmtree(doomed.parent)
+            grave = self._remove(session, row, by)
+        shutil.rmtree(grave)
 
     def reconcile(self) -> Reconciliation:
         """At start: drops rows without folder, adopts whole folders without row, empties the staging area.
@@ -197,6 +257,21 @@ class ArtifactStore:
             adopted = [name for name in unknown if self._adopt(session, name)]
         rejected = [name for name in unknown if name not in adopted]
         return Reconciliation(tuple(removed), tuple(adopted), tuple(rejected))
+
+    def _remove(self, session: Session, row: ArtifactRow, by: str | None) -> Path:
+        """Takes row and folder out of sight; gives the folder to delete once that is committed."""
+        self._on_change(session, ArtifactChange("artifact.deleted", row.id, row.name, by))
+        grave = self.new_staging()
+        if (self._root / row.id).exists():
+            (self._root / row.id).rename(grave / "deleted")
+        session.delete(row)
+        return grave
+
+    def _row(self, session: Session, identity: str) -> ArtifactRow:
+        row = session.get(ArtifactRow, identity)
+        if row is None:
+            raise NotFound(f"there is no artifact {identity[:96]!r}; {existing(session, None, None)}")
+        return row
 
     def _adopt(self, session: Session, identity: str) -> bool:
         try:

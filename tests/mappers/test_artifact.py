@@ -62,6 +62,14 @@ def test_artifacts_from_before_there_were_site_norms_keep_their_ids() -> None:
     assert artifact_id(vector_manifest(norms=old.norms, site_norms={"resid_post.1": 3.0})) != artifact_id(old)
 
 
+def test_artifacts_from_before_weights_were_known_keep_their_ids() -> None:
+    old = vector_manifest(norms={"resid_post.1": 2.0})
+    assert b"weight_digest" not in canonical_json(old)
+    known = old.model_copy(update={"target": old.target.model_copy(update={"weight_digest": "e" * 64})})
+    assert artifact_id(known) != artifact_id(old)
+    assert Manifest.model_validate_json(canonical_json(known)) == known
+
+
 def test_a_changed_missing_or_linked_file_is_found(stored: Path, tmp_path: Path) -> None:
     tensors = stored / TENSOR_FILE
     content = tensors.read_bytes()

@@ -11,12 +11,40 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from server.registry.database import Database
+from tests.server.postgresql import Cluster, running_cluster
+
+BACKENDS = ("sqlite", "postgresql")
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    with running_cluster() as cluster:
+        yield cluster
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
+def backend(request: pytest.FixtureRequest) -> str:
+    """``sqlite``; what has to hold on both is parametrised with ``BACKENDS``, or in a folder's conftest."""
+    return str(getattr(request, "param", BACKENDS[0]))
+
+
+@pytest.fixture
+def database_url(backend: str, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of a database with all tables."""
+    if backend == "postgresql":
+        with request.getfixturevalue("cluster").fresh() as url:
+            yield url
+        return
+    url = f"sqlite:///{tmp_path / 'test.sqlite3'}"
+    database = Database(url)
     database.upgrade()
+    database.close()
+    yield url
+
+
+@pytest.fixture
+def database(database_url: str) -> Iterator[Database]:
+    database = Database(database_url)
     yield database
     database.close()
 

@@ -21,7 +21,7 @@ import torch
 from mappers.errors import InterlockError
 from mappers.loading import ModelLoadError
 from server.errors import NotFound
-from server.serve import open_database, pick_device, running_services
+from server.serve import pick_device, running_services
 from server.settings import ConfigurationError, Settings, read_settings
 
 SECRET_PROMPT = "zebra"
@@ -138,10 +138,19 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     assert "there is no folder" in refusal.message
 
 
-def test_a_database_that_is_none(tmp_path: Path) -> None:
+def test_a_database_that_is_none(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "interlock.db").write_bytes(b"no database at all, but long enough to have a header" * 100)
-    with pytest.raises(ConfigurationError, match="cannot be used by this version"):
-        open_database(tmp_path / "interlock.db")
+    refusal = _refusal(_settings(model_folder, tmp_path))
+    assert isinstance(refusal, ConfigurationError)
+    assert "cannot be used by this version" in refusal.message
+
+
+def test_a_database_that_is_not_reached_keeps_its_password(model_folder: Path, tmp_path: Path) -> None:
+    url = f"postgresql+psycopg://me:hunter2@/none?host={tmp_path}"
+    refusal = _refusal(_settings(model_folder, tmp_path, database_url=url))
+    assert isinstance(refusal, ConfigurationError)
+    assert refusal.message.startswith("database_url: ")
+    assert "hunter2" not in str(refusal)
 
 
 def test_devices() -> None:

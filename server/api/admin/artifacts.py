@@ -39,6 +39,12 @@ ArtifactName = Annotated[Name, Path(description="Name or id")]
 _MEDIA_TYPES = {".jsonl": "application/jsonl", ".json": "application/json", ".png": "image/png"}
 
 
+Expected = Annotated[
+    Name | None,
+    Field(description="Only if the name leads to this id until now (`none`: to nothing), else 409"),
+]
+
+
 class ArtifactFilter(QueryModel):
     """Which artifacts to list."""
 
@@ -62,6 +68,7 @@ class Upload(QueryModel):
 
     name: Annotated[Name, Field(description="Name it is found by; moves there if the caller has one of that name")]
     kind: Annotated[Uploadable | None, Field(description="Refuse the file if it holds anything else")] = None
+    expected: Expected = None
 
 
 class ArtifactOut(TypedDict):
@@ -89,15 +96,15 @@ def list_artifacts(
     services: InjectedServices, principal: Caller, wanted: Annotated[ArtifactFilter, Query()]
 ) -> ArtifactList:
     """The caller's own and those of nobody; with the scope `admin` everybody's."""
-    records = services.artifacts.list(wanted.kind, owner=_owner_filter(principal))
-    return {"object": "list", "data": [_artifact(record) for record in records]}
+    records = services.artifacts.list(wanted.kind, owner=owner_filter(principal))
+    return {"object": "list", "data": [artifact_out(record) for record in records]}
 
 
 @router.get("/v1/artifacts/{artifact}", summary="Show an artifact", responses=error_responses(400, 401, 403, 404))
 def show_artifact(artifact: ArtifactName, services: InjectedServices, principal: Caller) -> ArtifactOut:
     """With its manifest: the model it is for, sites, digests, how it was trained, what it was made from."""
-    record = _visible(services, principal, artifact)
-    return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
+    record = visible_artifact(services, principal, artifact)
+    return {**artifact_out(record), "manifest": record.manifest.model_dump(mode="json")}
 
 
 @router.get(
@@ -113,7 +120,7 @@ def download_artifact(
 
     A report is JSON, with pictures as further files; activations are shards, of which the first comes by default.
     """
-    record = _visible(services, principal, artifact)
+    record = visible_artifact(services, principal, artifact)
     if wanted.format == "gguf":
         return _control_vector(record, wanted)
     files = record.manifest.files
@@ -163,7 +170,7 @@ async def upload_artifact(
                 await file.write(chunk)
         text = request.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/plain"
         record = await to_thread.run_sync(_import, services, source, wanted, principal, text)
-    return {**_artifact(record), "manifest": record.manifest.model_dump(mode="json")}
+    return {**artifact_out(record), "manifest": record.manifest.model_dump(mode="json")}
 
 
 @router.delete(
@@ -179,9 +186,8 @@ def delete_artifact(artifact: ArtifactName, services: InjectedServices, principa
     Refused while another was made from it or a profile is bound to it, and for the default switch, without which no
     request could be answered.
     """
-    record = _visible(services, principal, artifact)
-    if record.owner != principal.owner:
-        principal.require("admin")
+    record = visible_artifact(services, principal, artifact)
+    require_owner(principal, record)
     _check_unused(services, record)
     services.artifacts.delete(record.id, by=principal.owner)
     services.catalog.forget(record.id)
@@ -218,27 +224,38 @@ def _import(services: Services, source: FilePath, wanted: Upload, principal: Pri
     if source.stat().st_size == 0:
         raise InvalidRequest("the body is empty: send the file as the body")
     info = services.engine.info
-    target = ModelBinding(model=info.name, config_digest=info.config_digest, width=info.width)
+    target = ModelBinding(
+        model=info.name, config_digest=info.config_digest, width=info.width, weight_digest=info.weight_digest
+    )
     now = datetime.fromtimestamp(services.wall_clock(), UTC).isoformat()
     folder = services.artifacts.new_staging()
     try:
         made = import_upload(source, folder, name=wanted.name, created_at=now, target=target, text=text)
         if wanted.kind not in (None, made.kind):
             raise InvalidRequest(f"the file holds a {made.kind}, not a {wanted.kind}", param="kind")
-        return services.artifacts.register(folder, name=wanted.name, owner=principal.owner)
+        return services.artifacts.register(folder, name=wanted.name, owner=principal.owner, expected=wanted.expected)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _visible(services: Services, principal: Principal, artifact: str) -> ArtifactRecord:
-    return services.artifacts.get(artifact, owner=_owner_filter(principal), param="artifact")
+def visible_artifact(services: Services, principal: Principal, artifact: str) -> ArtifactRecord:
+    """The artifact with that name or id; raises NotFound, for another owner's too."""
+    return services.artifacts.get(artifact, owner=owner_filter(principal), param="artifact")
 
 
-def _owner_filter(principal: Principal) -> str | None:
+def require_owner(principal: Principal, record: ArtifactRecord) -> None:
+    """Raises NotPermitted for others' and nobody's, unless the caller has the scope ``admin``."""
+    if record.owner != principal.owner:
+        principal.require("admin")
+
+
+def owner_filter(principal: Principal) -> str | None:
+    """Whose artifacts this principal sees beside nobody's; None: everybody's."""
     return None if "admin" in principal.scopes else principal.owner
 
 
-def _artifact(record: ArtifactRecord) -> ArtifactOut:
+def artifact_out(record: ArtifactRecord) -> ArtifactOut:
+    """Without the manifest."""
     return {
         "id": record.id,
         "object": "artifact",

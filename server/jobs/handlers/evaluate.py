@@ -126,7 +126,7 @@ def _random(one: ResolvedIntervention, seed: int) -> ResolvedIntervention:
 
 
 def _check_bound(manifest: Manifest, served: LoadedModel) -> None:
-    if manifest.target is None or manifest.target.config_digest != served.config_digest:
+    if manifest.target is None or not manifest.target.fits(served.config_digest, served.weight_digest):
         raise ArtifactMismatch(f"{manifest.name!r} was made for another model than the served one: transfer it first")
 
 

@@ -66,7 +66,7 @@ def build_edits(job: JobContext, parameters: SweepSites, loaded: LoadedModel, si
 def _stored(job: JobContext, edit: StoredVector, loaded: LoadedModel, sites: Sequence[Site] | None) -> Edits:
     """``sites`` None are those of the vector."""
     manifest, vectors = load_vector(job.path(edit.vector))
-    if manifest.target is None or manifest.target.config_digest != loaded.config_digest:
+    if manifest.target is None or not manifest.target.fits(loaded.config_digest, loaded.weight_digest):
         raise ArtifactMismatch(f"{manifest.name!r} is no vector of {loaded.name!r}: extract or transfer one for it")
     if missing := [str(site) for site in sites or () if site not in vectors]:
         raise ArtifactMismatch(f"{manifest.name!r} has no vector at {', '.join(missing)}: leave these sites out")

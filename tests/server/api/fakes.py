@@ -112,6 +112,7 @@ class FakeCatalog:
     known: dict[str, str] = field(default_factory=lambda: dict(KNOWN))
     forgotten: list[str] = field(default_factory=list)
     thread: threading.Thread | None = None
+    resident_ids: frozenset[str] = frozenset()
 
     def resolve(self, spec: InterventionSpec) -> FakeResolved:
         self.thread = threading.current_thread()

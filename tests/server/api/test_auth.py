@@ -7,7 +7,7 @@ from server.types import SamplingParams
 from tests.server.api.conftest import CHAT, COMPLETION, bearer, ring
 
 PUBLIC = {("GET", "/health/live"), ("GET", "/health/ready")}
-FILLED = dict.fromkeys(("generation_id", "artifact", "job_id", "model_id", "name", "key_id"), "x")
+FILLED = dict.fromkeys(("generation_id", "artifact", "alias", "job_id", "model_id", "name", "key_id"), "x")
 SCOPES = ("infer", "steer", "unswitch", "train", "admin", "metrics")
 
 

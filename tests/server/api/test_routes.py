@@ -64,6 +64,9 @@ class Case:
 CASES = [
     Case("GET", "/v1/artifacts/{artifact}", 200),
     Case("GET", "/v1/artifacts/{artifact}/download", 200),
+    Case("GET", "/v1/artifacts/{artifact}/lineage", 200),
+    Case("PUT", "/v1/artifacts/{artifact}/names/{alias}", 200),
+    Case("DELETE", "/v1/artifacts/{artifact}/names/{alias}", 204),
     Case("DELETE", "/v1/artifacts/{artifact}", 204),
     Case("PATCH", "/v1/generations/{generation_id}", 200, {"safety_switch": False}),
     Case("GET", "/v1/jobs/{job_id}", 200),
@@ -96,6 +99,7 @@ def things(client, engine) -> dict[str, str]:
     engine.submit(row, lambda event: None)
     return {
         "artifact": upload.json()["id"],
+        "alias": "data",
         "generation_id": "cmpl-0a",
         "job_id": client.post("/v1/jobs", json=JOB, headers=alice).json()["id"],
         "name": "mine",
@@ -145,7 +149,7 @@ def test_no_page_of_another_origin_reaches_a_route(client):
     """Browsers send an ``Origin`` with everything but simple reads; no answer allows a page to read it."""
     foreign = bearer("root") | {"Origin": "https://evil.example"}
     for path, methods in client.get("/openapi.json").json()["paths"].items():
-        url = path.format(**dict.fromkeys(NOT_THERE, "x"), key_id="x")
+        url = path.format(**dict.fromkeys(NOT_THERE, "x"), key_id="x", alias="x")
         for method in {*methods, "options", "trace", "delete", "brew"}:
             answer = client.request(method.upper(), url, headers=foreign)
             assert not [name for name in answer.headers if name.startswith("access-control")], f"{method} {path}"

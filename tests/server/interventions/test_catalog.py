@@ -3,6 +3,7 @@
 import math
 import struct
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,13 +28,13 @@ _POINT = RocPoint(threshold=0.5, false_positive_rate=0.0, true_positive_rate=1.0
 PROBE = ProbeFacts(on=0.5, off=-0.25, choice="youden", auc=1.0, roc=(_POINT,))
 
 
-def manifest(kind: str, sites, digest=INFO.config_digest, width=WIDTH) -> Manifest:
+def manifest(kind: str, sites, digest=INFO.config_digest, width=WIDTH, weights=None) -> Manifest:
     config = MapperConfig(kind="autoencoder", d_source=width, d_target=width, residual=True)
     return Manifest(
         kind=kind,
         name=kind,
         created_at=CREATED,
-        target=ModelBinding(model="tiny", config_digest=digest, width=width),
+        target=ModelBinding(model="tiny", config_digest=digest, width=width, weight_digest=weights),
         sites=tuple(str(site) for site in sites),
         mapper=config if kind == "switch" else None,
         probe=PROBE if kind == "probe" else None,
@@ -95,6 +96,25 @@ def test_a_vector_with_its_own_sites(catalog):
     found = catalog.resolve(InterventionSpec("add", "happy", strength=2.0))
     assert (found.sites, found.strength, found.name, found.digest) == ((Site(1),), 2.0, "happy", "art_happy")
     assert torch.equal(found.effects[Site(1)], torch.arange(WIDTH).float())
+
+
+@pytest.mark.parametrize(
+    ("made_for", "served", "fits"),
+    [("c" * 64, "c" * 64, True), ("c" * 64, "d" * 64, False), (None, "d" * 64, True), ("c" * 64, None, True)],
+)
+def test_an_artifact_is_of_the_weights_it_was_made_for_where_both_are_known(shelf, made_for, served, fits):
+    """A switch is made for the fine-tune that it is applied to, which has its base's configuration."""
+    shelf.switch("tuned", (0,), weights=made_for)
+    catalog = Catalog(shelf.locate, replace(INFO, weight_digest=served), "cpu", max_strength=8.0)
+    wanted = InterventionSpec("switch", "tuned", param="safety_switch")
+    if fits:
+        assert catalog.resolve(wanted).digest == "art_tuned"
+        assert catalog.resident_ids == {"art_tuned"}
+        return
+    with pytest.raises(InvalidRequest, match="other weights of 'tiny'") as refused:
+        catalog.resolve(wanted)
+    assert (refused.value.code, refused.value.param) == ("wrong_model", "safety_switch")
+    assert catalog.resident_ids == set()
 
 
 def test_one_direction_may_act_at_other_sites(catalog):

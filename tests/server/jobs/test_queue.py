@@ -9,6 +9,9 @@ import pytest
 from server.errors import Conflict, NotFound
 from server.jobs.model import JobError, JobProgress, JobState
 from server.jobs.queue import JobQueue, Lease
+from tests.server.conftest import BACKENDS
+
+pytestmark = pytest.mark.parametrize("backend", BACKENDS, indirect=True)
 
 
 def states(queue: JobQueue, job_id: str) -> list[str]:

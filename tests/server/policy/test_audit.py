@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import sqlite3
 import threading
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 from sqlalchemy.exc import IntegrityError
 
 from server.errors import Unavailable
 from server.policy.audit import START, Actor, AuditLog, Filter, Head, verify
 from server.registry.database import Database
-from tests.server.policy.conftest import ADMIN
+from tests.server.policy.conftest import ADMIN, forbid_inserts
 
 
 def fill(audit: AuditLog, count: int = 5) -> None:
@@ -22,13 +20,20 @@ def fill(audit: AuditLog, count: int = 5) -> None:
         audit.record("refused", Actor(f"key_{i % 2}", f"req_{i}"), {"rule": "denied", "n": i, "ö": [1.5, None]})
 
 
-def tamper(folder: Path, statement: str) -> None:
-    """As somebody with the file in hand would: triggers taken out first."""
-    with closing(sqlite3.connect(folder / "test.sqlite3")) as connection:
-        for trigger in ("audit_forbids_update", "audit_forbids_delete"):
-            connection.execute(f"DROP TRIGGER {trigger}")
-        connection.execute(statement)
-        connection.commit()
+@pytest.fixture
+def tamper(database_url) -> Iterator[Callable[[str], None]]:
+    """As somebody with the file or the database in hand would: triggers taken out first."""
+    engine = create_engine(database_url)
+
+    def run(statement: str) -> None:
+        on = " ON audit" if engine.dialect.name == "postgresql" else ""
+        with engine.begin() as connection:
+            for trigger in ("audit_forbids_update", "audit_forbids_delete"):
+                connection.execute(text(f"DROP TRIGGER {trigger}{on}"))
+            connection.execute(text(statement))
+
+    yield run
+    engine.dispose()
 
 
 def test_an_empty_log_is_whole(audit):
@@ -71,20 +76,20 @@ def test_the_database_itself_forbids_changes(audit, database, statement):
         (f"INSERT INTO audit VALUES (6, 1, 'refused', 'x', NULL, '{{}}', '{START}', '{START}')", 5),
     ],
 )
-def test_whatever_is_changed_is_found(audit, database, tmp_path, statement, whole):
+def test_whatever_is_changed_is_found(audit, tamper, statement, whole):
     fill(audit)
-    tamper(tmp_path, statement)
+    tamper(statement)
     found = audit.verify()
     assert found.problem is not None
     assert (found.entries, found.head.sequence) == (whole, whole)
 
 
-def test_a_kept_head_finds_what_was_cut_off_or_written_anew(audit, database, tmp_path):
+def test_a_kept_head_finds_what_was_cut_off_or_written_anew(audit, tamper):
     fill(audit)
     kept = audit.verify().head
     fill(audit, 2)
     assert audit.verify(kept).problem is None
-    tamper(tmp_path, "DELETE FROM audit WHERE sequence > 4")
+    tamper("DELETE FROM audit WHERE sequence > 4")
     assert audit.verify().problem is None
     assert "missing at the end" in audit.verify(kept).problem
     audit.record("refused", ADMIN, {"forged": True})
@@ -101,8 +106,8 @@ def test_many_threads_make_one_chain(audit):
     assert (audit.verify().problem, audit.verify().entries) == (None, 40)
 
 
-def test_two_processes_make_one_chain(audit, tmp_path, clock):
-    other_database = Database(f"sqlite:///{tmp_path / 'test.sqlite3'}")
+def test_two_processes_make_one_chain(audit, database_url, clock):
+    other_database = Database(database_url)
     other = AuditLog(other_database, clock=clock)
     threads = [threading.Thread(target=fill, args=(log, 15)) for log in (audit, other)]
     for thread in threads:
@@ -115,7 +120,7 @@ def test_two_processes_make_one_chain(audit, tmp_path, clock):
 
 def test_a_log_that_cannot_be_written_is_an_error(audit, database):
     with database.write() as session:
-        session.execute(text("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'disk full'); END"))
+        forbid_inserts(session, "audit", "disk full")
     with pytest.raises(Unavailable) as refused:
         audit.record("default.off", ADMIN, {})
     assert refused.value.code == "audit_unavailable"

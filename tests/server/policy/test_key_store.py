@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from server.errors import Conflict, InvalidRequest, NotAuthenticated, NotFound, NotPermitted
 from server.policy import key_store
@@ -13,7 +12,7 @@ from server.policy.document import Limits
 from server.policy.key_store import KeyStore, NewKey
 from server.policy.keys import OPERATOR, KeyRing, Principal
 from server.policy.profiles import Profile, ProfileStore
-from tests.server.policy.conftest import ADMIN, actions
+from tests.server.policy.conftest import ADMIN, actions, forbid_inserts
 
 USER = NewKey("web", frozenset({"infer"}))
 
@@ -151,7 +150,7 @@ def test_the_last_use_is_noted_once_a_minute(store, clock):
 
 def test_a_key_is_not_issued_where_it_cannot_be_written_down(store, database):
     with database.write() as session:
-        session.execute(text("CREATE TRIGGER full BEFORE INSERT ON audit BEGIN SELECT RAISE(ABORT, 'full'); END"))
+        forbid_inserts(session, "audit", "full")
     with pytest.raises(Exception, match="full"):
         store.create(USER, OPERATOR, ADMIN)
     assert store.list() == []

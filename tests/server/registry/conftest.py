@@ -11,8 +11,15 @@ import pytest
 from mappers.artifact import Manifest, Parent, seal
 from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
+from tests.server.conftest import BACKENDS
 
 Stage = Callable[..., Path]
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    """Everything here holds on both."""
+    return str(request.param)
 
 
 @pytest.fixture

@@ -23,6 +23,12 @@ CREATED = "2026-01-02T03:04:05+00:00"
 
 
 @pytest.fixture
+def backend() -> str:
+    """What a file becomes does not depend on where its row is kept."""
+    return "sqlite"
+
+
+@pytest.fixture
 def upload(tmp_path: Path, store):
     def run(
         content: bytes | dict[str, np.ndarray],
