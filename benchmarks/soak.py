@@ -37,7 +37,7 @@ from server.cli.client import Client
 from server.quickstart.jobs import upload_datasets
 from server.quickstart.process import ServerProcess
 
-GROWTH_MIB = 50.0
+GROWTH_MB = 50.0
 _MODEL = "llama-small-backdoor"
 _LAYER, _WIDTH = 1, 96
 _CLIENTS = 8
@@ -77,11 +77,11 @@ class Visit:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """The server's process and meters at one moment; ``rss_mib`` is without kept prefixes."""
+    """The server's process and meters at one moment; ``rss_mb`` is without kept prefixes."""
 
     at_s: float
-    rss_mib: float
-    prefixes_mib: float
+    rss_mb: float
+    prefixes_mb: float
     threads: int
     files: int
     kv_share: float
@@ -236,8 +236,8 @@ class Watch:
         prefixes = totals["interlock_prefix_cache_bytes"]
         return Sample(
             at_s=round(time.monotonic() - self._began, 1),
-            rss_mib=round((self._process.memory_info().rss - prefixes) / 2**20, 1),
-            prefixes_mib=round(prefixes / 2**20, 1),
+            rss_mb=round((self._process.memory_info().rss - prefixes) / 1e6, 1),
+            prefixes_mb=round(prefixes / 1e6, 1),
             threads=self._process.num_threads(),
             files=self._process.num_fds(),
             kv_share=totals["interlock_kv_cache_usage_perc"],
@@ -302,9 +302,9 @@ def report(visits: list[Visit], before: Sample, after: Sample, samples: list[Sam
     """The tables, the file, and the exit status."""
     wrong = [visit for visit in visits if visit.wrong]
     taken = sum(visit.kind != Visitor.refused.__name__ for visit in visits)
-    growth = after.rss_mib - before.rss_mib
+    growth = after.rss_mb - before.rss_mb
     demands = {
-        f"memory grows by less than {GROWTH_MIB:.0f} MiB": (f"{growth:+.1f} MiB", growth < GROWTH_MIB),
+        f"memory grows by less than {GROWTH_MB:.0f} MB": (f"{growth:+.1f} MB", growth < GROWTH_MB),
         "KV still promised": (f"{after.kv_share:.2%}", after.kv_share == 0),
         "answers that were not what was asked for": (f"{len(wrong)} of {len(visits)}", not wrong and bool(visits)),
         "rows that ended, one for each request taken": (
@@ -313,7 +313,7 @@ def report(visits: list[Visit], before: Sample, after: Sample, samples: list[Sam
         ),
     }
     moments = Table("", "idle, before", "most", "idle, after", title=f"{seconds / 60:g} minutes, {_CLIENTS} clients")
-    for name in ("rss_mib", "prefixes_mib", "threads", "files", "kv_share"):
+    for name in ("rss_mb", "prefixes_mb", "threads", "files", "kv_share"):
         most = max(getattr(sample, name) for sample in samples)
         moments.add_row(name, *(f"{value:.4g}" for value in (getattr(before, name), most, getattr(after, name))))
     kinds = Table("visit", "times", "wrong", "first fifth", "last fifth", title="median time of a visit")
