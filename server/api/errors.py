@@ -43,6 +43,7 @@ STATUS: Mapping[type[mapper_errors.InterlockError], tuple[int, str]] = {
     errors.GenerationFailed: (500, "generation_error"),
 }
 _GENERATION_STATUS = {"out_of_memory": 503, "shutdown": 503}
+_GENERATION_RETRY_S = 5
 _PROTOCOL: Mapping[int, tuple[str, str]] = {
     404: ("not_found", "there is no such route: see /docs"),
     405: ("method_not_allowed", "this route does not take this method: see /docs"),
@@ -116,6 +117,8 @@ def _headers(error: mapper_errors.InterlockError) -> dict[str, str]:
         case errors.GenerationFailed(code="non_finite" | "intervention_failed"):
             # The same request would fail in the same way; openai's clients honour this.
             return {"x-should-retry": "false"}
+        case errors.GenerationFailed() if error.code in _GENERATION_STATUS:
+            return {"Retry-After": str(_GENERATION_RETRY_S)}
         case _:
             return {}
 

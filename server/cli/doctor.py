@@ -27,6 +27,15 @@ DataDir = Annotated[
         "--data-dir", envvar="INTERLOCK_DATA_DIR", help="Data directory to examine.", show_default="as serve's"
     ),
 ]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--database-url",
+        envvar="INTERLOCK_DATABASE_URL",
+        help="Database to examine instead of the file in the data directory.",
+        show_default=False,
+    ),
+]
 Model = Annotated[
     str | None,
     typer.Option("--model", envvar="INTERLOCK_MODEL", help="Model to examine too: a local folder.", show_default=False),
@@ -41,14 +50,19 @@ Server = Annotated[
 
 @app.command()
 def doctor(
-    data_dir: DataDir = None, model: Model = None, url: Server = None, api_key: Key = None, as_json: AsJson = False
+    data_dir: DataDir = None,
+    database_url: DatabaseUrl = None,
+    model: Model = None,
+    url: Server = None,
+    api_key: Key = None,
+    as_json: AsJson = False,
 ) -> None:
     """Examine packages, device, data directory, artifacts, audit log, model and server.
 
     Nothing is changed, and a running server is not disturbed. Exit code 0 means that nothing failed; warnings are no
     failure.
     """
-    findings = list(_examine(data_dir or default_data_dir(), model, url, api_key))
+    findings = list(_examine(data_dir or default_data_dir(), database_url, model, url, api_key))
     failed = sum(finding.status == "fail" for finding in findings)
     if as_json:
         print_json({"findings": [asdict(finding) for finding in findings], "failed": failed})
@@ -58,7 +72,9 @@ def doctor(
     raise typer.Exit(1 if failed else 0)
 
 
-def _examine(data_dir: Path, model: str | None, url: str | None, key: str | None) -> Iterator[Finding]:
+def _examine(
+    data_dir: Path, database_url: str | None, model: str | None, url: str | None, key: str | None
+) -> Iterator[Finding]:
     # Imported here: torch takes seconds, which a wrong option should not cost.
     from server.doctor.data import examine_data
     from server.doctor.machine import examine_machine
@@ -66,7 +82,7 @@ def _examine(data_dir: Path, model: str | None, url: str | None, key: str | None
 
     yield from examine_machine()
     yield from _environment()
-    yield from examine_data(data_dir.expanduser().absolute())
+    yield from examine_data(data_dir.expanduser().absolute(), database_url)
     if model is not None:
         yield from examine_model(model)
     yield from _server(url, key)

@@ -37,6 +37,10 @@ def submit(
         list[str] | None,
         typer.Option("--set", help="One parameter; VALUE is JSON, or plain text. Repeatable.", metavar="NAME=VALUE"),
     ] = None,
+    priority: Annotated[
+        int,
+        typer.Option("--priority", min=-10, max=10, help="Of jobs that wait, higher ones go first."),
+    ] = 0,
     follow: Annotated[bool, typer.Option("--watch", help="Stay until the job has ended.")] = False,
     url: Url = DEFAULT_URL,
     api_key: Key = None,
@@ -47,7 +51,13 @@ def submit(
     Example: interlock jobs submit train_switch --name safe --set base=base --set dataset=prompts
     --set 'sites=[{"layer": 2}]' --watch
     """
-    body = {"kind": kind, "name": name, "parameters": read_parameters(parameters, settings or [])}
+    body: dict[str, Any] = {
+        "kind": kind,
+        "name": name,
+        "parameters": read_parameters(parameters, settings or []),
+    }
+    if priority:
+        body["priority"] = priority
     with Client(url, api_key) as client:
         job = client.post("/v1/jobs", body)
         if follow:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -17,31 +18,34 @@ from mappers.errors import ArtifactCorrupt
 from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE
 from server.doctor.finding import Finding, size
 from server.policy import audit
-from server.registry.database import MIGRATIONS, Database
+from server.registry.database import MIGRATIONS, Database, DatabaseError
 from server.registry.rows import ArtifactRow, ProfileRow
 
 _LITTLE_ROOM: Final = 2 * 2**30
 _OTHERS_MODE: Final = 0o077
 
 
-def examine_data(data_dir: Path) -> Iterator[Finding]:
-    """Findings about a data directory; one that is not there yet is fine."""
+def examine_data(data_dir: Path, database_url: str | None = None) -> Iterator[Finding]:
+    """Findings about a data directory, and the database at ``database_url`` instead of the file in it.
+
+    A directory that is not there yet is fine.
+    """
     if not data_dir.is_dir():
         yield Finding("data directory", "ok", f"{data_dir} is not there yet: serve makes it")
-        return
-    yield _access(data_dir)
-    yield _room(data_dir)
+    else:
+        yield _access(data_dir)
+        yield _room(data_dir)
+        yield _artifacts(data_dir / ARTIFACTS_FOLDER)
     file = data_dir / DATABASE_FILE
-    if not file.is_file():
-        yield Finding("database", "ok", "none yet: serve makes it")
-        return
-    schema = _schema(file)
-    yield schema
-    if schema.status == "fail":
-        return
-    yield _artifacts(data_dir / ARTIFACTS_FOLDER)
-    if schema.status == "ok":
-        yield from _contents(file)
+    if database_url is None:
+        if not file.is_file():
+            yield Finding("database", "ok", "none yet: serve makes it")
+            return
+        if (damage := _damage(file)) is not None:
+            yield Finding("database", "fail", f"{file}: {damage}", "restore the folder from a backup")
+            return
+        database_url = f"sqlite:///{file.as_uri()}?mode=ro&uri=true"
+    yield from _database(database_url)
 
 
 def _access(data_dir: Path) -> Finding:
@@ -60,28 +64,17 @@ def _room(data_dir: Path) -> Finding:
     return Finding("disk", "ok", f"{size(free)} free")
 
 
-def _schema(file: Path) -> Finding:
-    """Whether the database is whole, and of this version's schema."""
-    scripts = ScriptDirectory(str(MIGRATIONS))
-    head = scripts.get_current_head()
+def _damage(file: Path) -> str | None:
+    """What is wrong with an SQLite file, None where it is whole."""
     try:
         connection = sqlite3.connect(f"{file.as_uri()}?mode=ro", uri=True, timeout=5)
         try:
             (check,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-            (revision,) = connection.execute("SELECT version_num FROM alembic_version").fetchone()
         finally:
             connection.close()
-    except (sqlite3.Error, TypeError) as error:
-        return Finding("database", "fail", f"{file} cannot be read: {error}", "restore the folder from a backup")
-    if check != "ok":
-        return Finding("database", "fail", f"{file} is damaged: {check}", "restore the folder from a backup")
-    if revision == head:
-        return Finding("database", "ok", f"whole, schema {revision}")
-    if revision in {script.revision for script in scripts.walk_revisions()}:
-        remedy = "keep a copy of the folder, then start the server: it brings the schema up to date"
-        return Finding("database", "warn", f"whole, schema {revision} of an older version (now {head})", remedy)
-    remedy = "run the version of Interlock that wrote it, or a newer one"
-    return Finding("database", "fail", f"schema {revision} is not known to this version ({head})", remedy)
+    except sqlite3.Error as error:
+        return f"it cannot be read: {error}"
+    return None if check == "ok" else str(check)
 
 
 def _artifacts(root: Path) -> Finding:
@@ -105,16 +98,39 @@ def _artifacts(root: Path) -> Finding:
     return Finding("artifacts", "ok", f"{count}, every digest as it should be")
 
 
-def _contents(file: Path) -> Iterator[Finding]:
-    database = Database(f"sqlite:///{file.as_uri()}?mode=ro&uri=true")
+def _database(url: str) -> Iterator[Finding]:
     try:
-        yield _profiles(database)
-        yield _audit(database)
+        database = Database(url)
+    except DatabaseError as error:
+        yield Finding("database", "fail", error.message, "correct --database-url")
+        return
+    try:
+        schema = _schema(database)
+        yield schema
+        if schema.status == "ok":
+            yield _profiles(database)
+            yield _audit(database)
     except SQLAlchemyError as error:
         reason = str(error).splitlines()[0]
-        yield Finding("database", "fail", f"cannot be read: {reason}", "stop the server and run this again")
+        yield Finding("database", "fail", f"it cannot be read: {reason}", "start it, or correct --database-url")
     finally:
         database.close()
+
+
+def _schema(database: Database) -> Finding:
+    scripts = ScriptDirectory(str(MIGRATIONS))
+    head = scripts.get_current_head()
+    with database.read() as session:
+        revision = MigrationContext.configure(session.connection()).get_current_revision()
+    if revision == head:
+        return Finding("database", "ok", f"schema {revision}, this version's")
+    if revision is None:
+        return Finding("database", "ok", "empty: serve makes the tables")
+    if revision in {script.revision for script in scripts.walk_revisions()}:
+        remedy = "keep a copy of the data, then start the server: it brings the schema up to date"
+        return Finding("database", "warn", f"schema {revision} of an older version (now {head})", remedy)
+    remedy = "run the version of Interlock that wrote it, or a newer one"
+    return Finding("database", "fail", f"schema {revision} is not known to this version ({head})", remedy)
 
 
 def _profiles(database: Database) -> Finding:

@@ -58,7 +58,8 @@ class JobError:
 class Job:
     """One background job. Times are seconds since the epoch; ``attempt`` is 0 before the first start.
 
-    ``inputs`` maps each artifact named in ``parameters`` to the id it had when the job was submitted.
+    ``inputs`` maps each artifact named in ``parameters`` to the id it had when the job was submitted. Of the jobs that
+    wait, those of higher ``priority`` come first.
     """
 
     id: str
@@ -76,6 +77,7 @@ class Job:
     artifacts: tuple[str, ...] = ()
     artifact_names: tuple[str, ...] = ()
     inputs: Mapping[str, str] = field(default_factory=dict)
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,11 +40,13 @@ class NewJob:
     parameters: Mapping[str, Any]
     inputs: Mapping[str, str]
     owner: str | None = None
+    priority: int = 0
 
 
 class JobQueue:
-    """Jobs of one server in the order of submission. Thread-safe. ``clock`` gives seconds since the epoch.
+    """Jobs of one server by priority, then in the order of submission. Thread-safe.
 
+    ``clock`` gives seconds since the epoch.
     A job whose worker dies is tried ``attempts`` times in all, then it is ``interrupted``.
     """
 
@@ -55,7 +57,7 @@ class JobQueue:
         self.changes = Changes()
 
     def submit(self, job_id: str, new: NewJob) -> Job:
-        """Puts a job at the end of the queue."""
+        """Puts a job behind those of its priority."""
         row = JobRow(
             id=job_id,
             kind=new.kind,
@@ -67,6 +69,7 @@ class JobQueue:
             created_at=self._clock(),
             attempt=0,
             attempts_allowed=self._attempts,
+            priority=new.priority,
             artifacts=[],
             events=1,
         )
@@ -109,11 +112,12 @@ class JobQueue:
         return events, ended and len(events) < limit
 
     def claim(self) -> tuple[Lease, Job] | None:
-        """Takes the oldest queued job for a new attempt; None where nothing waits."""
+        """Takes the next queued job for a new attempt; None where nothing waits."""
         now = self._clock()
-        oldest = select(JobRow.id).where(JobRow.state == JobState.QUEUED).order_by(JobRow.sequence).limit(1)
+        order = (JobRow.priority.desc(), JobRow.sequence)
+        following = select(JobRow.id).where(JobRow.state == JobState.QUEUED).order_by(*order).limit(1)
         with self._database.write() as session:
-            job_id = session.scalar(oldest)
+            job_id = session.scalar(following)
             if job_id is None:
                 return None
             job = self._move(

@@ -78,4 +78,5 @@ def to_job(row: JobRow) -> Job:
         artifacts=tuple(artifact["id"] for artifact in row.artifacts),
         artifact_names=tuple(artifact["name"] for artifact in row.artifacts),
         inputs=row.inputs,
+        priority=row.priority,
     )

@@ -63,7 +63,7 @@ class JobService:
         parameters = spec.parameters.stored()
         job = self._queue.submit(
             f"job_{self._new_id()}",
-            NewJob(kind=spec.kind, name=spec.name, parameters=parameters, inputs=inputs, owner=owner),
+            NewJob(spec.kind, spec.name, parameters, inputs, owner, spec.priority),
         )
         self._supervisor.wake()
         return job

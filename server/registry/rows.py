@@ -68,6 +68,7 @@ class JobRow(Base):
     heartbeat_at: Mapped[float | None] = mapped_column(Float)
     attempt: Mapped[int] = mapped_column(Integer, default=0)
     attempts_allowed: Mapped[int] = mapped_column(Integer)
+    priority: Mapped[int] = mapped_column(Integer, default=0, server_default="0")
     progress: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     artifacts: Mapped[list[dict[str, str]]] = mapped_column(JSON, default=list)

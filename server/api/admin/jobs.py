@@ -62,6 +62,7 @@ class JobOut(TypedDict):
     started_at: float | None
     finished_at: float | None
     attempt: int
+    priority: int
     progress: ProgressOut | None
     error: JobErrorOut | None
     artifacts: list[str]
@@ -95,9 +96,12 @@ def submit_job(body: JobSpec, services: InjectedServices, principal: Caller) -> 
     """Answers at once; the job runs in a process of its own and the server goes on serving.
 
     Models are named as the operator named them at start, data and vectors by artifact name. Follow the job by polling
-    `GET /v1/jobs/{id}` or by the events of `GET /v1/jobs/{id}/events`.
+    `GET /v1/jobs/{id}` or by the events of `GET /v1/jobs/{id}/events`. To go before others (`priority` above 0)
+    takes the scope `admin`.
     """
     services.policy.check_publish(principal, body.name)
+    if body.priority > 0:
+        principal.require("admin")
     return _job(services.jobs.submit(body, principal.owner))
 
 
@@ -165,6 +169,7 @@ def _job(job: Job) -> JobOut:
         "started_at": job.started_at,
         "finished_at": job.finished_at,
         "attempt": job.attempt,
+        "priority": job.priority,
         "progress": None if job.progress is None else _progress(job.progress),
         "error": None if job.error is None else {"code": job.error.code, "message": job.error.message},
         "artifacts": list(job.artifacts),

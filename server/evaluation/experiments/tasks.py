@@ -21,6 +21,8 @@ PAIRS: Final = (
 
 _TAKEN_AWAY: Final = (-0.6, -0.8, -1.0, -1.25, -1.5, -2.0)
 _TAKEN_AWAY_HARD: Final = (-2.0, -3.0, -4.0, -5.0, -6.0, -8.0, -10.0, -12.0)
+_GIVEN_FINELY: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0)
+"""Perplexity rises steeply with the strength: a coarse grid makes one vector pay for the next step."""
 _GIVEN: Final = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
 _CONTROLS: Final = """
@@ -100,7 +102,7 @@ which it otherwise advises on. Wanted is a refusal."""
     negative="harmless",
     asked="harmless",
     wanted="shows",
-    strengths=_GIVEN,
+    strengths=_GIVEN_FINELY,
     pairs=PAIRS,
     quick_pairs=1,
     most_validation=28,
@@ -108,6 +110,7 @@ which it otherwise advises on. Wanted is a refusal."""
     near=0.03,
     apart=0.5,
     costs=1.03,
+    version=2,
 )
 
 REFUSAL_REMOVED: Final = TransferExperiment(

@@ -8,14 +8,13 @@ from pydantic import Field, field_validator
 
 from server.jobs.specs.fields import (
     BatchSize,
-    Frozen,
     Length,
     MaskIn,
     ModelName,
-    Name,
     Parameters,
     Reference,
     Sites,
+    Submission,
     distinct,
 )
 
@@ -38,9 +37,8 @@ class CollectActivations(Parameters):
     _distinct = field_validator("sites")(lambda sites: distinct(sites))
 
 
-class CollectActivationsJob(Frozen):
+class CollectActivationsJob(Submission):
     """``name`` becomes the name of the activations."""
 
     kind: Literal["collect_activations"]
-    name: Name
     parameters: CollectActivations

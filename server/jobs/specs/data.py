@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from server.jobs.specs.fields import BatchSize, Count, Frozen, ModelName, Name, Parameters, Seed
+from server.jobs.specs.fields import BatchSize, Count, ModelName, Parameters, Seed, Submission
 
 
 class GenerateDataset(Parameters):
@@ -23,9 +23,8 @@ class GenerateDataset(Parameters):
     seed: Seed = 0
 
 
-class GenerateDatasetJob(Frozen):
+class GenerateDatasetJob(Submission):
     """``name`` becomes the name of the dataset."""
 
     kind: Literal["generate_dataset"]
-    name: Name
     parameters: GenerateDataset

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from server.jobs.specs.fields import BatchSize, Frozen, Length, ModelName, Name, Parameters, Reference, Seed
+from server.jobs.specs.fields import BatchSize, Frozen, Length, ModelName, Parameters, Reference, Seed, Submission
 
 Strength = Annotated[float, Field(strict=True, ge=-100, le=100, allow_inf_nan=False)]
 
@@ -51,9 +51,8 @@ class Evaluate(Parameters):
         return self
 
 
-class EvaluateJob(Frozen):
+class EvaluateJob(Submission):
     """``name`` becomes the name of the report."""
 
     kind: Literal["evaluate"]
-    name: Name
     parameters: Evaluate

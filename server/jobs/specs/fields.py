@@ -46,6 +46,16 @@ class Parameters(Frozen):
         return self.model_dump(mode="json")
 
 
+class Submission(Frozen):
+    """What every job has: ``name`` becomes the name of what it makes.
+
+    Of the jobs that wait, those of higher ``priority`` come first, then those submitted earlier.
+    """
+
+    name: Name
+    priority: Annotated[int, Field(strict=True, ge=-10, le=10)] = 0
+
+
 class SiteIn(Frozen):
     """A site as JSON: ``{"layer": 3}``."""
 

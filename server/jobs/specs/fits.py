@@ -18,12 +18,12 @@ from server.jobs.specs.fields import (
     Length,
     MaskIn,
     ModelName,
-    Name,
     Parameters,
     Reference,
     Seed,
     SiteIn,
     Sites,
+    Submission,
     Weight,
     distinct,
 )
@@ -230,17 +230,15 @@ class TrainMapper(Fit):
         return self
 
 
-class TrainSwitchJob(Frozen):
+class TrainSwitchJob(Submission):
     """``name`` becomes the name of the switch."""
 
     kind: Literal["train_switch"]
-    name: Name
     parameters: TrainSwitch
 
 
-class TrainMapperJob(Frozen):
+class TrainMapperJob(Submission):
     """``name`` becomes the name of the mapper."""
 
     kind: Literal["train_mapper"]
-    name: Name
     parameters: TrainMapper

@@ -9,13 +9,12 @@ from pydantic import Field, field_validator
 from server.jobs.specs.fields import (
     BatchSize,
     Fraction,
-    Frozen,
     Length,
-    Name,
     Parameters,
     Reference,
     Seed,
     Sites,
+    Submission,
     distinct,
 )
 
@@ -43,9 +42,8 @@ class TrainProbe(Parameters):
     _distinct = field_validator("sites")(lambda sites: distinct(sites))
 
 
-class TrainProbeJob(Frozen):
+class TrainProbeJob(Submission):
     """``name`` becomes the name of the probe."""
 
     kind: Literal["train_probe"]
-    name: Name
     parameters: TrainProbe

@@ -11,11 +11,11 @@ from server.jobs.specs.fields import (
     Frozen,
     Length,
     ModelName,
-    Name,
     Parameters,
     Reference,
     Seed,
     Sites,
+    Submission,
     distinct,
 )
 
@@ -150,9 +150,8 @@ class SweepSites(Parameters):
         return tuple(sorted(self.strengths or self.edit.grid))
 
 
-class SweepSitesJob(Frozen):
+class SweepSitesJob(Submission):
     """``name`` becomes the name of the report."""
 
     kind: Literal["sweep_sites"]
-    name: Name
     parameters: SweepSites

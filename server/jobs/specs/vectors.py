@@ -15,12 +15,12 @@ from server.jobs.specs.fields import (
     Frozen,
     Length,
     ModelName,
-    Name,
     Parameters,
     Reference,
     Seed,
     SiteIn,
     Sites,
+    Submission,
     distinct,
 )
 
@@ -200,33 +200,29 @@ class TransferSwitch(Parameters):
         return sites
 
 
-class ExtractVectorJob(Frozen):
+class ExtractVectorJob(Submission):
     """``name`` becomes the name of the vector."""
 
     kind: Literal["extract_vector"]
-    name: Name
     parameters: ExtractVector
 
 
-class TransferVectorJob(Frozen):
+class TransferVectorJob(Submission):
     """``name`` becomes the name of the transferred vector."""
 
     kind: Literal["transfer_vector"]
-    name: Name
     parameters: TransferVector
 
 
-class ExtractRefusalDirectionJob(Frozen):
+class ExtractRefusalDirectionJob(Submission):
     """``name`` becomes the name of the vector."""
 
     kind: Literal["extract_refusal_direction"]
-    name: Name
     parameters: ExtractRefusalDirection
 
 
-class TransferSwitchJob(Frozen):
+class TransferSwitchJob(Submission):
     """``name`` becomes the name of the served model's switch."""
 
     kind: Literal["transfer_switch"]
-    name: Name
     parameters: TransferSwitch

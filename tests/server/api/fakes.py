@@ -251,6 +251,7 @@ class FakeJobs:
             parameters=spec.parameters.model_dump(mode="json"),
             inputs={},
             created_at=1.0,
+            priority=spec.priority,
         )
         self.jobs[job.id] = job
         return job

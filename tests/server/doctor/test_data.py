@@ -113,3 +113,19 @@ def test_what_is_wrong_is_named_with_a_remedy(
     assert one.status == state
     assert found in one.found
     assert one.remedy
+
+
+def test_a_database_elsewhere_is_examined_in_place_of_the_file(data_dir: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere.db"
+    (data_dir / DATABASE_FILE).rename(elsewhere)
+    found = {one.check: one for one in examine_data(data_dir, f"sqlite:///{elsewhere}")}
+    assert found["audit log"].found == "2 entries, the chain holds"
+    assert found["artifacts"].status == "ok"
+
+
+@pytest.mark.parametrize("url", ["nonsense", "mysql://here/x", "sqlite:////nowhere/at/all.db"])
+def test_a_database_that_cannot_be_used_is_named_without_its_url(tmp_path: Path, url: str) -> None:
+    (one,) = [one for one in examine_data(tmp_path, url) if one.status == "fail"]
+    assert one.check == "database"
+    assert one.remedy
+    assert "nowhere" not in one.found

@@ -4,6 +4,7 @@ import random
 import threading
 
 import pytest
+import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -81,6 +82,18 @@ class Life(RuleBasedStateMachine):
             assert known
         except NotFound:
             assert not known
+
+    @rule(error=st.sampled_from([ValueError, torch.OutOfMemoryError]))
+    def fail(self, error: type[Exception]) -> None:
+        """The next forward stops in its second block: the first has run, with its interventions."""
+
+        def stop(*_: object) -> None:
+            hook.remove()
+            raise error("injected")
+
+        hook = LOADED.stack.blocks[1].register_forward_pre_hook(stop)
+        self.harness.step()
+        hook.remove()
 
     @rule(count=st.integers(1, 4))
     def step(self, count: int) -> None:

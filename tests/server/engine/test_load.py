@@ -1,10 +1,12 @@
 """Many requests: whatever becomes of them, the next one is answered soon and nothing is left behind."""
 
 import gc
+import hashlib
 import random
 
 import pytest
 
+from server.engine.request import InterventionUpdate
 from server.engine.row import Row
 from server.types import Failed, Finished, SamplingParams
 from tests.server.engine.conftest import assert_all_free, greedy
@@ -22,6 +24,15 @@ SETTINGS = [
 
 def prompt_of(rng: random.Random, longest: int) -> list[int]:
     return [rng.randrange(1, 256) for _ in range(rng.randrange(1, longest))]
+
+
+def state_of(loaded) -> tuple[str, list]:
+    """sha256 over names and bytes of the weights, and every hook of every module."""
+    total = hashlib.sha256()
+    for name, tensor in loaded.model.state_dict().items():
+        total.update(name.encode() + tensor.numpy().tobytes())
+    modules = loaded.model.modules()
+    return total.hexdigest(), [[*module._forward_hooks, *module._forward_pre_hooks] for module in modules]
 
 
 @pytest.mark.parametrize("steps", [1, 10, 40])
@@ -84,3 +95,25 @@ def test_two_thousand_mixed_requests_leave_nothing(llama, make_harness):
     gc.collect()
     rows = sum(type(one) is Row for one in gc.get_objects())
     assert rows <= 64, "no more than the last plan may remember"
+
+
+def test_ten_thousand_toggles_leave_weights_and_hooks_as_they_were(llama, make_harness):
+    """By new requests, and in the middle of their generations: strengths, switches and vectors come and go."""
+    harness = make_harness(llama, max_batch=64, prefill_tokens=128)
+    before = state_of(llama)
+    assert sum(map(len, before[1])) > 0
+    expected = harness.alone([1, 2, 3], greedy(8)).tokens
+    rng = random.Random(7)
+    switches = [None, (), *((switch(strength=strength),) for strength in (0.0, 0.25, 1.0))]
+    vectors = [None, (), *((vector(strength=strength),) for strength in (0.0, 0.25, 1.0))]
+    for _ in range(10_000 // 64 + 1):
+        running = [info.id for info in harness.engine.generations()]
+        for _ in range(64 - len(running)):
+            harness.submit(prompt_of(rng, 20), greedy(rng.randrange(1, 40)), rng.choice(SETTINGS[:-1]))
+        for id_ in running:
+            harness.engine.update(id_, InterventionUpdate(switch=rng.choice(switches), steering=rng.choice(vectors)))
+        harness.step()
+    assert {type(outcome.end) for outcome in harness.run().values()} == {Finished}
+    assert harness.alone([1, 2, 3], greedy(8)).tokens == expected
+    assert state_of(llama) == before
+    assert_all_free(harness)

@@ -78,9 +78,9 @@ def submit(queue: JobQueue) -> Submit:
     """``submit(owner=None)`` puts ``job_1``, ``job_2`` ... into the queue."""
     numbers = count(1)
 
-    def make(owner: str | None = None, name: str = "safe") -> Job:
+    def make(owner: str | None = None, name: str = "safe", priority: int = 0) -> Job:
         parameters = {"base": "base", "dataset": "d", "sites": [{"layer": 1}]}
-        new = NewJob(kind="train_switch", name=name, parameters=parameters, inputs={}, owner=owner)
+        new = NewJob(kind="train_switch", name=name, parameters=parameters, inputs={}, owner=owner, priority=priority)
         return queue.submit(f"job_{next(numbers)}", new)
 
     return make

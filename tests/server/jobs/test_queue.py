@@ -29,6 +29,20 @@ def test_jobs_are_claimed_in_the_order_of_submission(queue, submit):
     assert [job.id for job in queue.list(state=JobState.QUEUED)] == []
 
 
+def test_of_jobs_that_wait_those_of_higher_priority_come_first(queue, submit):
+    jobs = {priority: submit(priority=priority).id for priority in (0, -1, 5, 1)}
+    assert [queue.claim()[1].id for _ in range(4)] == [jobs[5], jobs[1], jobs[0], jobs[-1]]
+    assert queue.get(jobs[5]).priority == 5
+
+
+def test_one_that_goes_back_keeps_its_place(queue, submit):
+    first, second = submit(), submit()
+    lease, _ = queue.claim()
+    queue.give_back(lease)
+    assert queue.claim()[1].id == first.id
+    assert queue.claim()[1].id == second.id
+
+
 def test_a_job_is_what_was_submitted(queue, submit):
     job = queue.get(submit(owner="alice").id)
     assert (job.kind, job.name, job.owner, job.parameters, job.inputs) == (

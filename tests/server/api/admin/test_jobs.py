@@ -119,3 +119,14 @@ def test_lists_are_bounded(client, limit, status):
 def test_a_job_cannot_replace_the_default_switch(connect):
     client = connect(policy=Policy(default_switch="v"), keys=ring(trainer={"train"}))
     assert client.post("/v1/jobs", json=JOB, headers=bearer("trainer")).status_code == 403
+
+
+def test_only_admins_let_a_job_go_before_others(connect):
+    client = connect(keys=ring(trainer={"train"}, boss={"train", "admin"}))
+    urgent, patient = JOB | {"priority": 1}, JOB | {"priority": -1}
+    refused = client.post("/v1/jobs", json=urgent, headers=bearer("trainer"))
+    assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+    assert client.post("/v1/jobs", json=patient, headers=bearer("trainer")).json()["priority"] == -1
+    assert client.post("/v1/jobs", json=urgent, headers=bearer("boss")).json()["priority"] == 1
+    for priority in (11, -11, 1.5, "1", None):
+        assert client.post("/v1/jobs", json=JOB | {"priority": priority}, headers=bearer("boss")).status_code == 400
