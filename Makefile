@@ -11,10 +11,11 @@ PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
 BENCH_ARGS ?=
 PEERS ?=
+IMAGE_ARGS ?=
 SCRIPTS := .ci/run $(wildcard benchmarks/*.sh docker/*.sh)
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test lint style types imports containers scripts bench bench-peers sbom lock clean
+.PHONY: help setup quickstart test lint style types imports containers scripts bench bench-peers image-test sbom lock clean
 
 help: ## Show this list
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +67,9 @@ bench: $(STAMP) ## Measure this machine (BENCH_ARGS="--quick", or names of suite
 
 bench-peers: $(STAMP) ## Install what it is measured against (PEERS="llama-cpp nnsight" for some)
 	PYTHON=$(PYTHON) benchmarks/peers.sh $(PEERS)
+
+image-test: ## Build the image and run it for real (minutes, root; IMAGE_ARGS="--wheels DIR")
+	docker/verify.sh $(IMAGE_ARGS)
 
 sbom: $(STAMP) ## Write sbom.json (CycloneDX): every package of .venv
 	test -x $(VENV)-sbom/bin/cyclonedx-py || { $(PYTHON) -m venv $(VENV)-sbom \
