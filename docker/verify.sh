@@ -8,16 +8,18 @@ usage() {
 usage: docker/verify.sh [--wheels DIR] [--output FILE] [--runtime runc|crun] [--port N]
 Builds the image with buildah on a base made by mmdebstrap and runs it with podman, as root, on the host network.
   --wheels DIR   a folder of wheels that pip may use besides its index
+  --cert FILE    certificates that pip trusts instead of its own
   --output FILE  where the result goes (default docker/results/verify.json)
 Needs buildah, podman, runc or crun, mmdebstrap, curl, 15 GB of disk and minutes. Exits 1 where a check failed.
 TEXT
 }
 
-wheels='' output=docker/results/verify.json runtime=runc port=8017
+wheels='' cert='' output=docker/results/verify.json runtime=runc port=8017
 while (($#)); do
   case $1 in
     --help) usage; exit ;;
     --wheels) wheels=$(realpath "$2"); shift 2 ;;
+    --cert) cert=$(realpath "$2"); shift 2 ;;
     --output) output=$2; shift 2 ;;
     --runtime) runtime=$2; shift 2 ;;
     --port) port=$2; shift 2 ;;
@@ -74,6 +76,7 @@ base() {
 build() {
   local volume=()
   [[ -z $wheels ]] || volume=(--volume "$wheels:/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
+  [[ -z $cert ]] || volume+=(--volume "$cert:/cert.pem:ro" --build-arg PIP_CERT=/cert.pem)
   buildah "${storage[@]}" bud --isolation chroot --network host --format docker "${volume[@]}" \
     --build-arg PYTHON_IMAGE=localhost/python-base -t interlock:verify -f docker/Dockerfile .
 }
