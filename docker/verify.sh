@@ -52,7 +52,7 @@ check() { # name, command...: its last line of output is the reason
 write() {
   mkdir -p "$(dirname "$output")"
   python3 - "$work/checks" "$output" "$(buildah --version)" "$(podman --version)" "$("$runtime" --version | head -n 1)" \
-    "$(uname -r)" "$(pod image inspect --format '{{.Size}}' interlock:verify 2>/dev/null)" <<'PY'
+    "$(uname -r)" "$(pod image inspect --format '{{.Size}}' localhost/interlock:verify 2>/dev/null)" <<'PY'
 import json, sys
 checks, output, buildah, podman, runtime, kernel, size = sys.argv[1:]
 rows = [line.rstrip("\n").split("\t") for line in open(checks)]
@@ -78,13 +78,13 @@ build() {
   [[ -z $wheels ]] || volume=(--volume "$wheels:/wheels:ro" --build-arg PIP_FIND_LINKS=/wheels)
   [[ -z $cert ]] || volume+=(--volume "$cert:/cert.pem:ro" --build-arg PIP_CERT=/cert.pem)
   buildah "${storage[@]}" bud --isolation chroot --network host --format docker "${volume[@]}" \
-    --build-arg PYTHON_IMAGE=localhost/python-base -t interlock:verify -f docker/Dockerfile .
+    --build-arg PYTHON_IMAGE=localhost/python-base -t localhost/interlock:verify -f docker/Dockerfile .
 }
 start() { # memory limit
   pod run --detach --name "$name" --network host --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \
     --memory "$1" --volume interlock-data:/data --volume "$PWD/mappers/organisms/weights:/models:ro" \
     --env INTERLOCK_API_KEY="$key" --env INTERLOCK_MODEL=/models/qwen2-small-base --env INTERLOCK_DEVICE=cpu \
-    --env INTERLOCK_PORT="$port" interlock:verify && ready
+    --env INTERLOCK_PORT="$port" localhost/interlock:verify && ready
 }
 ready() {
   for _ in {1..120}; do
