@@ -11,12 +11,14 @@ PYTEST_ARGS ?=
 QUICKSTART_ARGS ?=
 BENCH_ARGS ?=
 PEERS ?=
+IMAGE_ARGS ?=
+SCRIPTS := .ci/run $(wildcard benchmarks/*.sh docker/*.sh)
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 
-.PHONY: help setup quickstart test lint style types imports containers scripts bench bench-peers lock clean
+.PHONY: help setup quickstart test lint style types imports containers scripts bench bench-peers image-test sbom lock clean
 
 help: ## Show this list
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with the locked versions and the project
 
@@ -48,16 +50,31 @@ imports: $(STAMP)
 containers: $(STAMP)
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/python -m pytest tests/test_docker.py
+	@if docker compose version >/dev/null 2>&1; then compose='docker compose'; \
+	elif command -v docker-compose >/dev/null; then compose=docker-compose; \
+	else echo 'docker compose is not installed: the compose files are checked by tests/test_docker.py only'; exit 0; fi; \
+	export INTERLOCK_MODEL=/models/any INTERLOCK_API_KEY=any; \
+	$$compose -f docker/compose.yaml config --quiet; \
+	$$compose -f docker/compose.yaml -f docker/compose.cpu.yaml config --quiet
 
 scripts:
-	bash -n .ci/run
-	bash -n benchmarks/peers.sh
+	@for script in $(SCRIPTS); do bash -n "$$script"; done
+	@if command -v shellcheck >/dev/null; then shellcheck $(SCRIPTS); \
+	else echo 'shellcheck is not installed: the scripts were only parsed'; fi
 
 bench: $(STAMP) ## Measure this machine (BENCH_ARGS="--quick", or names of suites)
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 bench-peers: $(STAMP) ## Install what it is measured against (PEERS="llama-cpp nnsight" for some)
 	PYTHON=$(PYTHON) benchmarks/peers.sh $(PEERS)
+
+image-test: ## Build the image and run it for real (minutes, root; IMAGE_ARGS="--wheels DIR")
+	docker/verify.sh $(IMAGE_ARGS)
+
+sbom: $(STAMP) ## Write sbom.json (CycloneDX): every package of .venv
+	test -x $(VENV)-sbom/bin/cyclonedx-py || { $(PYTHON) -m venv $(VENV)-sbom \
+		&& $(VENV)-sbom/bin/python -m pip install --disable-pip-version-check --quiet 'cyclonedx-bom>=7,<8'; }
+	$(VENV)-sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file sbom.json $(BIN)/python
 
 lock: ## Write requirements.lock again from the newest versions that pyproject.toml allows
 	rm -rf $(VENV)-lock
@@ -69,4 +86,4 @@ lock: ## Write requirements.lock again from the newest versions that pyproject.t
 	rm -rf $(VENV)-lock
 
 clean: ## Remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-sbom sbom.json .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

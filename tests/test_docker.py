@@ -90,7 +90,7 @@ def test_the_cpu_override_drops_the_gpu_of_the_same_service() -> None:
     base, override = compose("compose.yaml")["services"], compose("compose.cpu.yaml")["services"]
     assert set(override) <= set(base)
     assert override["interlock"]["deploy"]["resources"]["reservations"]["devices"] == {"reset": True}
-    assert override["interlock"]["environment"] == {"INTERLOCK_DEVICE": "cpu"}
+    assert override["interlock"]["environment"] == {"INTERLOCK_DEVICE": "cpu", "NVIDIA_VISIBLE_DEVICES": "void"}
 
 
 def test_compose_sets_only_variables_that_the_server_knows() -> None:
@@ -98,4 +98,20 @@ def test_compose_sets_only_variables_that_the_server_knows() -> None:
 
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
     for name in ("compose.yaml", "compose.cpu.yaml"):
-        assert set(compose(name)["services"]["interlock"]["environment"]) <= known
+        variables = compose(name)["services"]["interlock"]["environment"]
+        assert {variable for variable in variables if not variable.startswith("NVIDIA_")} <= known
+
+
+def test_compose_limits_memory_and_what_the_driver_mounts() -> None:
+    service = compose("compose.yaml")["services"]["interlock"]
+    assert service["deploy"]["resources"]["limits"]["memory"] == "${MEMORY_LIMIT:-16g}"
+    assert service["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
+
+
+def test_the_systemd_unit_drains_as_long_as_compose_and_gains_no_privileges() -> None:
+    unit = (DOCKER / "interlock.service").read_text()
+    directives = dict(line.split("=", 1) for line in unit.splitlines() if "=" in line and not line.startswith("#"))
+    grace = compose("compose.yaml")["services"]["interlock"]["stop_grace_period"]
+    assert directives["TimeoutStopSec"] + "s" == grace
+    assert (directives["NoNewPrivileges"], directives["CapabilityBoundingSet"]) == ("yes", "")
+    assert (directives["User"], directives["ProtectSystem"]) == ("interlock", "strict")
