@@ -6,7 +6,8 @@ InterlockError
 │   ├── ArtifactCorrupt       files missing, changed or not what the manifest says
 │   └── ArtifactMismatch      intact, but for another model, width or site
 ├── DataError                 prompts or texts that cannot be used for a fit
-└── TrainingError             a fit that cannot give a usable result (not finite, no tokens)
+├── TrainingError             a fit that cannot give a usable result (not finite, no tokens)
+└── OutOfMemory               more memory is needed than is free
 """
 
 
@@ -40,3 +41,7 @@ class DataError(InterlockError):
 
 class TrainingError(InterlockError):
     """A fit cannot give a usable result."""
+
+
+class OutOfMemory(InterlockError):
+    """More memory is needed than is free; says how to need less."""

@@ -49,30 +49,34 @@ def load_model(
     Raises ModelLoadError where nothing usable is at ``location`` (a folder, or a hub id), and UnsupportedArchitecture
     before any weight is read where the configuration shows that the model cannot be served exactly.
     """
-    if _looks_local(location) and not Path(location).expanduser().is_dir():
-        raise ModelLoadError(f"cannot load a model from '{location}': there is no folder of that name")
     try:
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-        if getattr(config, "auto_map", None) and not trust_remote_code:
-            raise ValueError("its config asks to run code of its own (auto_map), which takes --trust-remote-code")
-        refuse_inexact(config)
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+        _, tokenizer = _read_small_parts(location, trust_remote_code)
         placed = {} if quantization is None else {"quantization_config": quantization, "device_map": {"": device}}
         model = AutoModelForCausalLM.from_pretrained(
             location, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code, **placed
         )
         weights = weight_digest(_checkpoint_folder(location))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelLoadError(
-            f"cannot load a model from '{location}': {_first_line(error)}. Give a folder with config.json, "
-            "*.safetensors and tokenizer.json, or a hub id"
-        ) from error
+        raise _not_loadable(location, error) from error
     model.requires_grad_(False)
     model.eval()
     if quantization is None:
         model.to(device)
-    name = Path(location).resolve().name if Path(location).exists() else location.rsplit("/", 1)[-1]
-    return LoadedModel(model, tokenizer, discover(model), name, config_digest(model.config), weights)
+    return LoadedModel(model, tokenizer, discover(model), _name(location), config_digest(model.config), weights)
+
+
+def sketch_model(location: str, *, dtype: torch.dtype = torch.float32, trust_remote_code: bool = False) -> LoadedModel:
+    """The model without its weights: tokenizer and structure, all parameters on the device "meta". Takes no memory.
+
+    Raises as :func:`load_model` does, except for weights that are missing or broken.
+    """
+    try:
+        config, tokenizer = _read_small_parts(location, trust_remote_code)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise _not_loadable(location, error) from error
+    return LoadedModel(model, tokenizer, discover(model), _name(location), config_digest(model.config))
 
 
 def eos_token_ids(model: nn.Module) -> frozenset[int]:
@@ -82,6 +86,28 @@ def eos_token_ids(model: nn.Module) -> frozenset[int]:
         if ids is not None:
             return frozenset([ids] if isinstance(ids, int) else ids)
     return frozenset()
+
+
+def _read_small_parts(location: str, trust_remote_code: bool) -> tuple[Any, Any]:
+    """Configuration and tokenizer."""
+    if _looks_local(location) and not Path(location).expanduser().is_dir():
+        raise ModelLoadError(f"cannot load a model from '{location}': there is no folder of that name")
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+    if getattr(config, "auto_map", None) and not trust_remote_code:
+        raise ValueError("its config asks to run code of its own (auto_map), which takes --trust-remote-code")
+    refuse_inexact(config)
+    return config, AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
+
+
+def _not_loadable(location: str, error: Exception) -> ModelLoadError:
+    return ModelLoadError(
+        f"cannot load a model from '{location}': {_first_line(error)}. Give a folder with config.json, "
+        "*.safetensors and tokenizer.json, or a hub id"
+    )
+
+
+def _name(location: str) -> str:
+    return Path(location).resolve().name if Path(location).exists() else location.rsplit("/", 1)[-1]
 
 
 def _checkpoint_folder(location: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isqrt
+from math import isqrt, prod
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -52,6 +52,11 @@ class MapperConfig(BaseModel):
     def hidden_width(self) -> int:
         """Units of the hidden layer of an autoencoder, the default filled in."""
         return self.hidden if self.hidden is not None else isqrt(self.d_source * self.d_target)
+
+    @property
+    def parameter_count(self) -> int:
+        """Number of parameters."""
+        return sum(prod(shape) for shape in self.parameter_shapes().values())
 
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Parameter name -> shape, as the module's state and a stored mapper have them (float32)."""

@@ -22,7 +22,8 @@ from mappers.sites import Site
 
 Acting = Literal["all", "answer"]
 
-_CACHE_BYTES = 1 << 28
+TEACHER_CACHE_BYTES = 1 << 28
+"""What a :class:`Teacher` may keep."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Teacher:
         self._exchanges = exchanges
         self._sites = sites
         self._kept: dict[int, Replies] = {}
-        if self._bytes() <= _CACHE_BYTES:
+        if self._bytes() <= TEACHER_CACHE_BYTES:
             order = sorted(range(len(exchanges)), key=lambda row: len(exchanges[row].ids))
             for start in range(0, len(order), batch_size):
                 self._keep(order[start : start + batch_size])

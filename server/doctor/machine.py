@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 import torch
 from packaging.requirements import Requirement
 
+from mappers.memory import free_memory
 from server.doctor.finding import Finding, size
-from server.engine.memory import free_memory
 from server.engine.precision import pick_precision
 
 _SHOWN = ("interlock", "torch", "transformers", "tokenizers", "safetensors", "fastapi")

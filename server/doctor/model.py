@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import torch
 
+from mappers.memory import free_memory
 from server.doctor.finding import Finding, size
-from server.engine.memory import free_memory
 
 _TIGHT: Final = 1.3
 """Weights as stored, with room for keys, values and work."""

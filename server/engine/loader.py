@@ -8,11 +8,12 @@ from typing import Any
 from torch import nn
 
 from mappers.loading import LoadedModel, eos_token_ids
+from mappers.memory import free_memory
 from server.engine.attention import observe_layers
 from server.engine.engine import Engine
 from server.engine.kv import row_bytes
 from server.engine.linears import weight_bytes
-from server.engine.memory import free_memory, plan_memory
+from server.engine.memory import plan_memory
 from server.engine.precision import served_dtype
 from server.engine.runner import Runner
 from server.engine.selfcheck import check_exact

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
-import torch
-
 from server.types import MemoryPlan
 
 _KV_SHARE = {"cpu": 0.4, "cuda": 0.6}
@@ -15,9 +10,6 @@ the rest is for activations, artifacts and other processes."""
 
 _PREFIX_SHARE = 0.1
 _PREFIX_MOST = {"cpu": 512 * 2**20, "cuda": 8 * 2**30}
-
-_MEMINFO = Path("/proc/meminfo")
-_CGROUP = Path("/sys/fs/cgroup")
 
 
 def plan_memory(
@@ -32,25 +24,3 @@ def plan_memory(
     if kv is None:
         kv = min(max_batch * row_at_most, int((free - prefixes) * _KV_SHARE[device]))
     return MemoryPlan(weights, kv, prefixes)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can be taken now: of the GPU, or of this machine within the limit of its control group."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min(_free_of_machine(_MEMINFO.read_text().splitlines()), _free_of_group(_CGROUP))
-
-
-def _free_of_machine(meminfo: Iterable[str]) -> int:
-    (available,) = (line.split()[1] for line in meminfo if line.startswith("MemAvailable:"))
-    return int(available) * 1024
-
-
-def _free_of_group(folder: Path) -> int:
-    """What the control group (version 2, as containers have it) may still take; unbounded where there is none."""
-    try:
-        limit = (folder / "memory.max").read_text().strip()
-        used = int((folder / "memory.current").read_text())
-    except OSError:
-        return 2**63
-    return 2**63 if limit == "max" else max(int(limit) - used, 0)

@@ -12,8 +12,8 @@ import torch
 from huggingface_hub import snapshot_download
 
 from mappers.loading import LoadedModel, load_model
+from mappers.memory import free_memory
 from mappers.organisms.build import ensure_organism, ensure_variant, find_organism, variant_folder
-from server.engine.memory import free_memory
 from server.evaluation.answering import Answerer
 from server.evaluation.scale import Scale
 

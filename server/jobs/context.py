@@ -11,7 +11,7 @@ import torch
 from mappers.artifact import ROWS_FILE, read_manifest
 from mappers.dataset import DatasetRow, dataset_rows
 from mappers.errors import ArtifactMismatch
-from mappers.loading import LoadedModel, load_model
+from mappers.loading import LoadedModel, load_model, sketch_model
 from mappers.manifest import ModelBinding, Parent
 from server.jobs.channel import Channel
 from server.jobs.checkpoint import Checkpoints, State
@@ -57,6 +57,13 @@ class JobContext:
             dtype=_DTYPES[execution.dtype],
             device=self.device,
             trust_remote_code=execution.trust_remote_code,
+        )
+
+    def sketch(self, name: str) -> LoadedModel:
+        """The model by its name in the order, in the job's dtype, without its weights; raises as :meth:`load` does."""
+        execution = self.order.execution
+        return sketch_model(
+            self.order.models[name], dtype=_DTYPES[execution.dtype], trust_remote_code=execution.trust_remote_code
         )
 
     def load_bound(self, binding: ModelBinding) -> LoadedModel:

@@ -7,7 +7,7 @@ from typing import assert_never
 import torch
 from transformers.utils.logging import disable_progress_bar
 
-from mappers.errors import TrainingError
+from mappers.errors import OutOfMemory
 from server.jobs.channel import Channel
 from server.jobs.context import JobContext
 from server.jobs.handlers.collect_activations import collect_activations
@@ -46,7 +46,7 @@ def execute(order: WorkOrder, channel: Channel) -> None:
     try:
         _run(JobContext(order, channel), order)
     except torch.OutOfMemoryError as error:
-        raise TrainingError("the device has too little memory: lower batch_size or max_length") from error
+        raise OutOfMemory("the device has too little memory: lower batch_size or max_length") from error
 
 
 def _run(context: JobContext, order: WorkOrder) -> None:

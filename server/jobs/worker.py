@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mappers.errors import DataError, InterlockError, TrainingError
+from mappers.errors import DataError, InterlockError, OutOfMemory, TrainingError
 from server.jobs.channel import Channel, StopRequested
 from server.jobs.folder import JobFolder
 from server.jobs.protocol import Done, Failed, Heartbeat, WorkOrder
@@ -67,6 +67,8 @@ def work(order: WorkOrder, channel: Channel) -> int:
 def _code(error: InterlockError) -> str:
     if isinstance(error, DataError):
         return "bad_data"
+    if isinstance(error, OutOfMemory):
+        return "out_of_memory"
     return "training_failed" if isinstance(error, TrainingError) else "refused"
 
 

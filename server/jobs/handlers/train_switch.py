@@ -31,15 +31,18 @@ from server.jobs.handlers.fitting import (
     training_config,
     training_facts,
 )
+from server.jobs.handlers.memory import require_memory
 from server.jobs.specs.fits import TrainSwitch
 
 
 def train_switch(job: JobContext, parameters: TrainSwitch) -> None:
-    """Stages the switch. Raises DataError for unfit data or models, TrainingError for a fit that fails."""
+    """Stages the switch. Raises DataError, TrainingError for a fit that fails, OutOfMemory before it begins."""
     require_precision(job, parameters)
+    rows = job.rows(parameters.dataset)
+    require_memory(job, parameters, rows)
     tuned, base = job.load(job.order.served), job.load(parameters.base)
     require_twins(tuned, base)
-    entries = list(read_rows(tuned, job.rows(parameters.dataset), max_length=parameters.max_length))
+    entries = list(read_rows(tuned, rows, max_length=parameters.max_length))
     exchanges = complete(job, base, entries, parameters)
     training, validation = split(exchanges, parameters.validation_fraction, parameters.seed)
     before = _measure(job, "off", {}, tuned, base, validation)

@@ -1,0 +1,20 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mappers import memory
+from mappers.memory import free_memory
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "free"), [("max", 0, 2048), ("4096", 3072, 1024), ("4096", 5000, 0), ("999999", 0, 2048)]
+)
+def test_free_is_what_both_the_machine_and_the_control_group_leave(tmp_path, monkeypatch, limit, used, free):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:       2 kB\n")
+    (tmp_path / "memory.max").write_text(f"{limit}\n")
+    (tmp_path / "memory.current").write_text(f"{used}\n")
+    monkeypatch.setattr(memory, "_MEMINFO", meminfo)
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    assert free_memory(torch.device("cpu")) == free
