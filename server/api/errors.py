@@ -28,6 +28,7 @@ STATUS: Mapping[type[mapper_errors.InterlockError], tuple[int, str]] = {
     mapper_errors.ArtifactMismatch: (400, INVALID),
     mapper_errors.DataError: (400, INVALID),
     mapper_errors.TrainingError: (500, "server_error"),
+    mapper_errors.OutOfMemory: (503, "unavailable_error"),
     errors.RequestError: (400, INVALID),
     errors.InvalidRequest: (400, INVALID),
     errors.ContextLengthExceeded: (400, INVALID),
