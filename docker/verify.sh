@@ -82,13 +82,14 @@ build() {
 }
 start() { # memory limit
   pod run --detach --name "$name" --network host --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \
-    --memory "$1" --volume interlock-data:/data --volume "$PWD/mappers/organisms/weights:/models:ro" \
+    --ulimit host --memory "$1" --volume interlock-data:/data --volume "$PWD/mappers/organisms/weights:/models:ro" \
     --env INTERLOCK_API_KEY="$key" --env INTERLOCK_MODEL=/models/qwen2-small-base --env INTERLOCK_DEVICE=cpu \
     --env INTERLOCK_PORT="$port" --env INTERLOCK_URL="http://127.0.0.1:$port" localhost/interlock:verify && ready
 }
 ready() {
   for _ in {1..120}; do
     curl -fsS "http://127.0.0.1:$port/health/ready" 2>/dev/null && return
+    [[ $(pod inspect --format '{{.State.Running}}' "$name") == true ]] || break
     sleep 1
   done
   pod logs "$name"
