@@ -38,7 +38,7 @@ _console = Console()
 def stream_tokens(url: str, prompt: str) -> list[float]:
     """Seconds between the chunks of one streamed answer."""
     body = {
-        "model": "llama-medium-backdoor",
+        "model": _MODEL,
         "prompt": prompt,
         "max_tokens": _TOKENS,
         "stream": True,

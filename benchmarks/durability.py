@@ -161,7 +161,7 @@ def main() -> None:
     chosen = parser.parse_args()
     chance = random.Random(chosen.seed)
     kills: list[Kill] = []
-    digests, states, attempts = [], [], []
+    digests, states = [], []
     with running() as one:
         rows = [json.dumps({"prompt": example.prompt}) for example in islice(training_examples(0), 400)]
         with Client(one.server.url) as client:
@@ -185,7 +185,6 @@ def main() -> None:
                     _console.print(f"{len(kills):3} of {chosen.kills}: {kill}", highlight=False)
             ended = wait(one, job, lambda _job: False)
             states.append(ended["state"])
-            attempts.append(ended["attempt"])
             digests.append(tensors_digest(one, ended) if ended["artifacts"] else "")
         with Client(one.server.url) as client:
             made = Counter(artifact["kind"] for artifact in client.get("/v1/artifacts")["data"])

@@ -9,6 +9,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from server.settings import Settings
+from server.sizes import binary_size
 from server.types import EngineLimits, ModelInfo
 
 
@@ -39,9 +40,9 @@ def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str,
         "places": f"{limits.max_batch} running, {limits.max_waiting} waiting, {limits.context} tokens each",
         "memory": ", ".join(
             (
-                f"weights {_size(limits.memory.weights)}",
-                f"keys and values at most {_size(limits.memory.kv)}",
-                f"reusable prefixes at most {_size(limits.memory.prefixes)}",
+                f"weights {binary_size(limits.memory.weights)}",
+                f"keys and values at most {binary_size(limits.memory.kv)}",
+                f"reusable prefixes at most {binary_size(limits.memory.prefixes)}",
             )
         ),
         "on by default": access.default or "nothing; requests may name a switch",
@@ -51,10 +52,6 @@ def _lines(settings: Settings, model: ModelInfo, limits: EngineLimits, url: str,
         "url": f"{url}/v1",
         "try": f"curl {url}/v1/capabilities, or {url}/docs in a browser",
     }
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
 
 
 def _access(settings: Settings, access: Access) -> str:

@@ -24,7 +24,6 @@ _WHOLE_REQUEST_S = (
     *(120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 
-_STAGE_S = _WHOLE_REQUEST_S
 _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000, 100_000, 200_000)
 _RELATIVE_CHANGE = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, 10.0)
 _DRIFT = (0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0, 1000.0)
@@ -90,9 +89,9 @@ class Metrics:
         self.first_token = histogram("time_to_first_token_seconds", "Submission to first token", _FIRST_TOKEN_S)
         self.between_tokens = histogram("inter_token_latency_seconds", "Time from token to token", _BETWEEN_TOKENS_S)
         self.whole_request = histogram("e2e_request_latency_seconds", "Submission to last token", _WHOLE_REQUEST_S)
-        self.queued = histogram("request_queue_time_seconds", "Submission to a place in the batch", _STAGE_S)
-        self.prefill = histogram("request_prefill_time_seconds", "Place in the batch to first token", _STAGE_S)
-        self.decode = histogram("request_decode_time_seconds", "First token to last", _STAGE_S)
+        self.queued = histogram("request_queue_time_seconds", "Submission to a place in the batch", _WHOLE_REQUEST_S)
+        self.prefill = histogram("request_prefill_time_seconds", "Place in the batch to first token", _WHOLE_REQUEST_S)
+        self.decode = histogram("request_decode_time_seconds", "First token to last", _WHOLE_REQUEST_S)
         self.request_prompt = histogram("request_prompt_tokens", "Prompt tokens of a finished row", _TOKENS)
         self.request_generation = histogram("request_generation_tokens", "Tokens drawn for a finished row", _TOKENS)
         self._jobs = Gauge(

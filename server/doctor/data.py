@@ -8,18 +8,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from mappers.artifact import artifact_id, verify
 from mappers.errors import ArtifactCorrupt
 from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE
-from server.doctor.finding import Finding, size
+from server.doctor.finding import Finding
 from server.policy import audit
-from server.registry.database import MIGRATIONS, Database, DatabaseError
+from server.registry.database import Database, DatabaseError, known_revisions
 from server.registry.rows import ArtifactRow, ProfileRow
+from server.sizes import binary_size
 
 _LITTLE_ROOM: Final = 2 * 2**30
 _OTHERS_MODE: Final = 0o077
@@ -60,8 +59,8 @@ def _room(data_dir: Path) -> Finding:
     free = shutil.disk_usage(data_dir).free
     if free < _LITTLE_ROOM:
         remedy = "make room, or move --data-dir: artifacts and checkpoints need it"
-        return Finding("disk", "warn", f"{size(free)} free", remedy)
-    return Finding("disk", "ok", f"{size(free)} free")
+        return Finding("disk", "warn", f"{binary_size(free)} free", remedy)
+    return Finding("disk", "ok", f"{binary_size(free)} free")
 
 
 def _damage(file: Path) -> str | None:
@@ -118,15 +117,13 @@ def _database(url: str) -> Iterator[Finding]:
 
 
 def _schema(database: Database) -> Finding:
-    scripts = ScriptDirectory(str(MIGRATIONS))
-    head = scripts.get_current_head()
-    with database.read() as session:
-        revision = MigrationContext.configure(session.connection()).get_current_revision()
+    revision, known = database.revision(), known_revisions()
+    head = known[0]
     if revision == head:
         return Finding("database", "ok", f"schema {revision}, this version's")
     if revision is None:
         return Finding("database", "ok", "empty: serve makes the tables")
-    if revision in {script.revision for script in scripts.walk_revisions()}:
+    if revision in known:
         remedy = "keep a copy of the data, then start the server: it brings the schema up to date"
         return Finding("database", "warn", f"schema {revision} of an older version (now {head})", remedy)
     remedy = "run the version of Interlock that wrote it, or a newer one"

@@ -16,8 +16,3 @@ class Finding:
     status: Status
     found: str
     remedy: str = ""
-
-
-def size(count: float) -> str:
-    """Bytes in powers of 1024."""
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"

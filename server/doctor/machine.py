@@ -13,8 +13,9 @@ import torch
 from packaging.requirements import Requirement
 
 from mappers.memory import free_memory
-from server.doctor.finding import Finding, size
+from server.doctor.finding import Finding
 from server.engine.precision import pick_precision
+from server.sizes import binary_size
 
 _SHOWN = ("interlock", "torch", "transformers", "tokenizers", "safetensors", "fastapi")
 _SAFE_SQLITE = (3, 51, 3)
@@ -30,7 +31,7 @@ def examine_machine() -> Iterator[Finding]:
     precision = pick_precision("auto", device, torch.cpu.get_capabilities())
     name = "the model's own" if precision.dtype == "auto" else str(precision.dtype).removeprefix("torch.")
     yield Finding("number format", "ok", f"{name} ({precision.reason})" if precision.reason else name)
-    yield Finding("memory", "ok", f"{size(free_memory(torch.device(device)))} free on {device}")
+    yield Finding("memory", "ok", f"{binary_size(free_memory(torch.device(device)))} free on {device}")
     yield _sqlite(sqlite3.sqlite_version_info)
 
 
@@ -60,7 +61,7 @@ def _installed(package: str) -> str | None:
 def _device(*, gpu: bool, driver: bool) -> Finding:
     if gpu:
         properties = torch.cuda.get_device_properties(0)
-        return Finding("device", "ok", f"{properties.name}, {size(properties.total_memory)}")
+        return Finding("device", "ok", f"{properties.name}, {binary_size(properties.total_memory)}")
     if driver:
         return Finding(
             "device",

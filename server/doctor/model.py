@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 
 from mappers.memory import free_memory
-from server.doctor.finding import Finding, size
+from server.doctor.finding import Finding
+from server.sizes import binary_size
 
 _TIGHT: Final = 1.3
 """Weights as stored, with room for keys, values and work."""
@@ -57,7 +58,7 @@ def _weights(folder: Path) -> Finding:
         return Finding("weights", "fail", "no safetensors", "convert them: model.save_pretrained(folder)")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     free = free_memory(device)
-    found = f"{size(stored)} stored, {size(free)} free on {device.type}"
+    found = f"{binary_size(stored)} stored, {binary_size(free)} free on {device.type}"
     if stored * _TIGHT > free:
         return Finding("weights", "warn", found, "use --dtype int8, a smaller model, or a device with more memory")
     return Finding("weights", "ok", found)

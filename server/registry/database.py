@@ -24,8 +24,7 @@ from sqlalchemy.orm import Session
 
 from mappers.errors import InterlockError
 
-MIGRATIONS = Path(__file__).parent / "migrations"
-"""Folder of the schema's history."""
+_MIGRATIONS = Path(__file__).parent / "migrations"
 _BUSY_TIMEOUT_MS = 30_000
 _WRITERS = 0x1171_0C4B
 _SERVERS = 0x1171_0C4C
@@ -61,11 +60,16 @@ class Database:
         Raises DatabaseError, before anything is changed, where a later version wrote them.
         """
         config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
         with self._write_lock, self._writer.begin() as connection:
-            _check_known(connection, ScriptDirectory.from_config(config))
+            _check_known(connection)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+
+    def revision(self) -> str | None:
+        """The schema of the tables as they are, None where there are none."""
+        with self._engine.connect() as connection:
+            return _revision(connection)
 
     @contextmanager
     def read(self) -> Iterator[Session]:
@@ -113,12 +117,20 @@ def _engine(url: str) -> Engine:
     raise DatabaseError(f"a database of {name} cannot be used: write postgresql+psycopg://USER@HOST/NAME")
 
 
-def _check_known(connection: Connection, scripts: ScriptDirectory) -> None:
-    current = MigrationContext.configure(connection).get_current_revision()
-    known = {script.revision for script in scripts.walk_revisions()}
+def known_revisions() -> list[str]:
+    """The schemas that this version can open, its own first."""
+    return [script.revision for script in ScriptDirectory(str(_MIGRATIONS)).walk_revisions()]
+
+
+def _revision(connection: Connection) -> str | None:
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def _check_known(connection: Connection) -> None:
+    current, known = _revision(connection), known_revisions()
     if current is not None and current not in known:
         raise DatabaseError(
-            f"it was written by a newer version of Interlock (schema {current}, this one knows up to {max(known)}): "
+            f"it was written by a newer version of Interlock (schema {current}, this one knows up to {known[0]}): "
             "start that version, or restore a copy made before it ran"
         )
 
