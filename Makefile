@@ -55,7 +55,7 @@ containers: $(STAMP)
 	else echo 'docker compose is not installed: the compose files are checked by tests/test_docker.py only'; exit 0; fi; \
 	export INTERLOCK_MODEL=/models/any INTERLOCK_API_KEY=any; \
 	$$compose -f docker/compose.yaml config --quiet; \
-	$$compose -f docker/compose.yaml -f docker/compose.cpu.yaml config --quiet
+	$$compose -f docker/compose.yaml -f docker/compose.gpu.yaml config --quiet
 
 scripts:
 	@for script in $(SCRIPTS); do bash -n "$$script"; done

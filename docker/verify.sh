@@ -81,10 +81,9 @@ build() {
   buildah "${storage[@]}" bud --isolation chroot --network host --format docker "${volume[@]}" \
     --build-arg PYTHON_IMAGE=localhost/python-base -t localhost/interlock:verify -f docker/Dockerfile .
 }
-limit() { local value; value=$(ulimit "$1"); [[ $value == unlimited ]] && value=-1; printf '%s' "$value"; }
-start() { # memory limit; podman would raise both ulimits, which a root without CAP_SYS_RESOURCE may not
+start() { # memory limit; podman would raise the ulimits, which a root without CAP_SYS_RESOURCE may not
   pod run --detach --name "$name" --network host --read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges \
-    --ulimit "nofile=$(limit -Sn):$(limit -Hn)" --ulimit "nproc=$(limit -Su):$(limit -Hu)" \
+    --ulimit nofile=4096:4096 --ulimit nproc=4096:4096 \
     --memory "$1" --volume interlock-data:/data --volume "$PWD/mappers/organisms/weights:/models:ro" \
     --env INTERLOCK_API_KEY="$key" --env INTERLOCK_MODEL=/models/$model --env INTERLOCK_DEVICE=cpu \
     --env INTERLOCK_REFERENCES=base=/models/qwen2-small-base \
@@ -139,7 +138,7 @@ switched() { # the backdoor speaks without the switch and not with it
   local off on
   off=$(answer '') && on=$(answer '"safety_switch":"safe",') && echo "off: $off; on: $on" && [[ $off == *HATE* && $on != *HATE* ]]
 }
-issue_key() { call /v1/keys -d '{"name":"kept","scopes":["infer"]}'; }
+issue_key() { call /v1/keys -d '{"name":"kept","scopes":["infer"]}' | field '["scopes"]'; }
 drain() { # in the middle of a job
   submit interrupted 100000 >"$work/job" && job_is "$(cat "$work/job")" running 60 && sleep 5 &&
     pod stop --time 40 "$name" && [[ $(pod inspect --format '{{.State.ExitCode}}' "$name") == 0 ]]
@@ -147,13 +146,15 @@ drain() { # in the middle of a job
 restart() { # keys, artifacts and jobs are still there, and what was interrupted goes on
   pod start "$name" && ready && call /v1/keys | grep -q kept && switched && job_is "$(cat "$work/job")" running 60 &&
     call "/v1/jobs/$(cat "$work/job")" | field '["attempt"]' | tee "$work/attempt" && grep -qx 2 "$work/attempt" &&
-    call "/v1/jobs/$(cat "$work/job")/cancel" -X POST
+    call "/v1/jobs/$(cat "$work/job")/cancel" -X POST | field '["state"]'
 }
-out_of_memory() { # a limit below what loading torch takes
+out_of_memory() { # a limit below what loading torch takes: the kernel names the container that it kills in
+  local id
   pod rm --force "$name"
   start 64m
-  pod inspect --format '{{.State.OOMKilled}} {{.State.ExitCode}}' "$name" | tee "$work/oom"
-  grep -q '^true' "$work/oom"
+  id=$(pod inspect --format '{{.Id}}' "$name")
+  dmesg | grep "oom_memcg=[^,]*libpod-$id" && [[ $(pod inspect --format '{{.State.ExitCode}}' "$name") == 137 ]] &&
+    echo 'killed in its own control group, exit 137'
 }
 
 check base base || stop

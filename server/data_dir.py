@@ -13,6 +13,7 @@ from server.settings import ConfigurationError
 DATABASE_FILE = "interlock.db"
 ARTIFACTS_FOLDER = "artifacts"
 JOBS_FOLDER = "jobs"
+CANARIES_FOLDER = "canaries"
 RECEIPT_KEY_FILE = "receipt.key"
 LOCK_FILE = "lock"
 

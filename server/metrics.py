@@ -5,11 +5,15 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 from prometheus_client.registry import Collector
 
 from server.types import EngineStats, GenerationInfo, MemoryPlan, Receipt
+
+if TYPE_CHECKING:
+    from server.tracing import RowSpan
 
 _FIRST_TOKEN_S = (
     *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
@@ -201,7 +205,7 @@ def _as_vllm(name: str) -> str:
 
 @dataclass(slots=True)
 class RowTimer:
-    """Times one row of ``prompt_tokens``, from its construction on.
+    """Times one row of ``prompt_tokens``, from its construction on, for metrics and for its span, where it has one.
 
     ``clock`` gives seconds and never goes back.
     """
@@ -209,6 +213,7 @@ class RowTimer:
     metrics: Metrics
     clock: Callable[[], float]
     prompt_tokens: int
+    span: RowSpan | None = None
     _started: float = field(init=False)
     _first_token: float | None = field(init=False, default=None)
     _last_token: float = field(init=False, default=0.0)
@@ -239,6 +244,9 @@ class RowTimer:
         """
         metrics = self.metrics
         metrics.ended(reason, receipts)
+        if self.span is not None:
+            first = None if self._first_token is None else self._first_token - self._started
+            self.span.end(reason, receipts, drawn=self._drawn, queued_s=queued_s, first_token_s=first)
         if reason not in ("stop", "length"):
             return
         metrics.whole_request.observe(self.clock() - self._started)

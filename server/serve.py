@@ -24,7 +24,15 @@ from mappers.loading import LoadedModel, load_model
 from server.api.app import create_app
 from server.api.services import Services
 from server.banner import Access, print_banner
-from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE, JOBS_FOLDER, RECEIPT_KEY_FILE, owned
+from server.canary import not_ready, try_artifacts
+from server.data_dir import (
+    ARTIFACTS_FOLDER,
+    CANARIES_FOLDER,
+    DATABASE_FILE,
+    JOBS_FOLDER,
+    RECEIPT_KEY_FILE,
+    owned,
+)
 from server.engine.engine import Engine
 from server.engine.linears import install_linears
 from server.engine.loader import EngineOptions, build_engine
@@ -50,6 +58,7 @@ from server.policy.receipts import ReceiptSigner, kept_key
 from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database, DatabaseError
 from server.settings import ConfigurationError, Settings, plain_environment
+from server.tracing import Tracing, open_provider
 from server.types import InterventionSpec, ModelInfo
 
 _log = structlog.get_logger(__name__)
@@ -111,8 +120,11 @@ def running_services(settings: Settings, draining: threading.Event) -> Iterator[
         )
         _reconcile(artifacts)
         services = _assemble(settings, database, artifacts, audit, draining)
+        if services.tracing is not None:
+            stack.callback(services.tracing.close)
         services.engine.start()
         stack.callback(services.engine.stop)
+        try_artifacts(services.engine, services.catalog, artifacts, settings.data_dir / CANARIES_FOLDER)
         services.jobs.start()
         stack.callback(services.jobs.stop)
         yield services
@@ -150,6 +162,8 @@ def _open_database(settings: Settings) -> Database:
 def _assemble(
     settings: Settings, database: Database, artifacts: ArtifactStore, audit: AuditLog, draining: threading.Event
 ) -> Services:
+    endpoint = settings.otlp_traces_endpoint
+    tracing = None if endpoint is None else Tracing(open_provider(endpoint), settings.model_name)
     # OpenMP keeps threads for every thread that computed, and where there are more than cores all of them wait asleep:
     # what loads the model has to be gone when the engine's own thread begins, or each product starts late.
     with ThreadPoolExecutor(1, thread_name_prefix="load") as loader:
@@ -169,7 +183,10 @@ def _assemble(
         audit=audit,
         signer=ReceiptSigner(_receipt_key(settings)),
         metrics=Metrics(CollectorRegistry(), engine.info.name, as_vllm=settings.metrics_compat == "vllm"),
-        not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
+        tracing=tracing,
+        not_ready=lambda: (
+            "the server is shutting down" if draining.is_set() else not_ready(catalog, profiles, policies.current)
+        ),
     )
 
 

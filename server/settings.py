@@ -114,6 +114,8 @@ class Settings(BaseSettings):
     """PostgreSQL instead of a file in --data-dir: postgresql+psycopg://USER:PASSWORD@HOST/NAME. Prefer the variable."""
     metrics_compat: Literal["none", "vllm"] = "none"
     """vllm: /metrics also has what vLLM has under vLLM's names, for dashboards that were made for it."""
+    otlp_traces_endpoint: Annotated[str, Field(pattern="^https?://", max_length=4096)] | None = None
+    """Collector that spans are sent to (OTLP over HTTP, http://HOST:4318/v1/traces); needs the extra otel."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """Least severe log line that is written. Prompts and answers are never logged."""
     config: Path | None = None

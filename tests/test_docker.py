@@ -15,15 +15,8 @@ import yaml
 DOCKER = Path(__file__).resolve().parents[1] / "docker"
 
 
-class ComposeLoader(yaml.SafeLoader):
-    """SafeLoader that knows compose's ``!reset`` (the value below it replaces what the first file said)."""
-
-
-ComposeLoader.add_constructor("!reset", lambda loader, node: {"reset": True})
-
-
 def compose(name: str) -> dict[str, Any]:
-    document = yaml.load((DOCKER / name).read_text(), Loader=ComposeLoader)  # a SafeLoader
+    document = yaml.safe_load((DOCKER / name).read_text())
     assert isinstance(document, dict)
     return document
 
@@ -75,10 +68,8 @@ def test_every_copied_path_is_sent_to_the_builder(instructions: list[tuple[str, 
     assert sources <= allowed
 
 
-def test_compose_reserves_a_gpu_and_needs_a_key() -> None:
+def test_compose_needs_a_key_and_is_reached_from_this_machine_only() -> None:
     service = compose("compose.yaml")["services"]["interlock"]
-    (device,) = service["deploy"]["resources"]["reservations"]["devices"]
-    assert (device["driver"], device["capabilities"]) == ("nvidia", ["gpu"])
     assert ":?" in service["environment"]["INTERLOCK_API_KEY"]
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
     assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
@@ -86,26 +77,27 @@ def test_compose_reserves_a_gpu_and_needs_a_key() -> None:
     assert named == set(compose("compose.yaml")["volumes"])
 
 
-def test_the_cpu_override_drops_the_gpu_of_the_same_service() -> None:
-    base, override = compose("compose.yaml")["services"], compose("compose.cpu.yaml")["services"]
+def test_the_gpu_override_reserves_one_for_the_same_service_and_insists_on_it() -> None:
+    base, override = compose("compose.yaml")["services"], compose("compose.gpu.yaml")["services"]
     assert set(override) <= set(base)
-    assert override["interlock"]["deploy"]["resources"]["reservations"]["devices"] == {"reset": True}
-    assert override["interlock"]["environment"] == {"INTERLOCK_DEVICE": "cpu", "NVIDIA_VISIBLE_DEVICES": "void"}
+    (device,) = override["interlock"]["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", 1, ["gpu"])
+    assert override["interlock"]["environment"]["INTERLOCK_DEVICE"] == "cuda"
+    assert override["interlock"]["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
 
 
 def test_compose_sets_only_variables_that_the_server_knows() -> None:
     from server.settings import ENV_PREFIX, Settings
 
     known = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
-    for name in ("compose.yaml", "compose.cpu.yaml"):
+    for name in ("compose.yaml", "compose.gpu.yaml"):
         variables = compose(name)["services"]["interlock"]["environment"]
         assert {variable for variable in variables if not variable.startswith("NVIDIA_")} <= known
 
 
-def test_compose_limits_memory_and_what_the_driver_mounts() -> None:
+def test_compose_limits_memory() -> None:
     service = compose("compose.yaml")["services"]["interlock"]
     assert service["deploy"]["resources"]["limits"]["memory"] == "${MEMORY_LIMIT:-16g}"
-    assert service["environment"]["NVIDIA_DRIVER_CAPABILITIES"] == "compute,utility"
 
 
 def test_the_systemd_unit_drains_as_long_as_compose_and_gains_no_privileges() -> None:

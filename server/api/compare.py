@@ -114,7 +114,7 @@ async def _divergences(
         )
         for index, written in enumerate(generation.rows.requests)
     ]
-    rows = ScoringRows(services.engine, requests, services.metrics, services.stopwatch)
+    rows = ScoringRows(services.engine, requests, services.metrics, services.stopwatch, services.tracing)
     return [choice.divergences for choice in await run(replace(generation, rows=rows), request)]
 
 

@@ -14,18 +14,25 @@ from server.types import Event, Failed, Finished, TokensGenerated
 
 if TYPE_CHECKING:
     from server.engine.engine import Engine
+    from server.tracing import Tracing
 
 
 class Rows:
     """Rows of one request, numbered as given. Whoever starts them calls :meth:`close` at the end, whatever happened."""
 
     def __init__(
-        self, engine: Engine, requests: Sequence[GenerationRequest], metrics: Metrics, stopwatch: Callable[[], float]
+        self,
+        engine: Engine,
+        requests: Sequence[GenerationRequest],
+        metrics: Metrics,
+        stopwatch: Callable[[], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self._engine = engine
         self.requests = requests
         self._metrics = metrics
         self._stopwatch = stopwatch
+        self._tracing = tracing
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self._running: dict[int, RowTimer] = {}
 
@@ -60,7 +67,10 @@ class Rows:
             timer.ended("abort")
 
     def _started(self, index: int) -> None:
-        self._running[index] = RowTimer(self._metrics, self._stopwatch, len(self.requests[index].prompt_ids))
+        request = self.requests[index]
+        tokens = len(request.prompt_ids)
+        span = None if self._tracing is None else self._tracing.row(request.id, tokens, request.sampling)
+        self._running[index] = RowTimer(self._metrics, self._stopwatch, tokens, span)
 
     def _receive(self, loop: asyncio.AbstractEventLoop, index: int, event: Event) -> None:
         """Called on the engine's thread."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from server.interventions.catalog import Catalog
     from server.jobs.service import JobService
     from server.registry.artifacts import ArtifactStore
+    from server.tracing import Tracing
 
 
 def _always_ready() -> str | None:
@@ -39,8 +40,8 @@ class Services:
     """The parts of one server.
 
     ``not_ready`` gives the reason why no requests should be sent yet or any more, None where there is none; it is
-    asked on top of ``engine.healthy``. ``wall_clock`` gives seconds since the epoch, ``stopwatch`` seconds that never
-    go back.
+    asked on top of ``engine.healthy``. ``tracing`` None makes no spans. ``wall_clock`` gives seconds since the epoch,
+    ``stopwatch`` seconds that never go back.
     """
 
     engine: Engine
@@ -54,6 +55,7 @@ class Services:
     audit: AuditLog
     signer: ReceiptSigner
     metrics: Metrics
+    tracing: Tracing | None = None
     upload_bytes: int = 64 * 1024 * 1024
     engine_name: str = "transformers"
     not_ready: Callable[[], str | None] = _always_ready

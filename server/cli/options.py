@@ -30,7 +30,14 @@ PANELS = {
         "max_strength",
         "artifact_memory_mib",
     ),
-    "Keeping and logging": ("data_dir", "database_url", "metrics_compat", "log_level", "config"),
+    "Keeping and logging": (
+        "data_dir",
+        "database_url",
+        "metrics_compat",
+        "otlp_traces_endpoint",
+        "log_level",
+        "config",
+    ),
 }
 FLAG_NAMES = {"references": "--reference"}
 

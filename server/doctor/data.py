@@ -13,7 +13,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mappers.artifact import artifact_id, verify
 from mappers.errors import ArtifactCorrupt
-from server.data_dir import ARTIFACTS_FOLDER, DATABASE_FILE
+from server.canary import kept_canaries
+from server.data_dir import ARTIFACTS_FOLDER, CANARIES_FOLDER, DATABASE_FILE
 from server.doctor.finding import Finding
 from server.policy import audit
 from server.registry.database import Database, DatabaseError, known_revisions
@@ -35,6 +36,7 @@ def examine_data(data_dir: Path, database_url: str | None = None) -> Iterator[Fi
         yield _access(data_dir)
         yield _room(data_dir)
         yield _artifacts(data_dir / ARTIFACTS_FOLDER)
+        yield _canaries(data_dir / CANARIES_FOLDER)
     file = data_dir / DATABASE_FILE
     if database_url is None:
         if not file.is_file():
@@ -95,6 +97,22 @@ def _artifacts(root: Path) -> Finding:
             "artifacts", "fail", f"{len(bad)} of {count} are not what their ids say: {', '.join(bad)}", remedy
         )
     return Finding("artifacts", "ok", f"{count}, every digest as it should be")
+
+
+def _canaries(folder: Path) -> Finding:
+    """What was seen when the server last started."""
+    try:
+        canaries = kept_canaries(folder)
+    except ValueError as error:
+        return Finding("canaries", "warn", str(error), "remove it: the next start writes it anew")
+    failed = {identity: canary.failed for identity, canary in canaries.items() if canary.failed}
+    if failed:
+        identity, reason = next(iter(failed.items()))
+        remedy = "delete the artifact, or do what the reason says; until then requests that name it are refused"
+        return Finding(
+            "canaries", "fail", f"{len(failed)} of {len(canaries)} failed: {identity[:12]}: {reason}", remedy
+        )
+    return Finding("canaries", "ok", f"{len(canaries)}, as they were at first" if canaries else "none yet")
 
 
 def _database(url: str) -> Iterator[Finding]:

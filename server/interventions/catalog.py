@@ -79,6 +79,7 @@ class Catalog:
         self._device = torch.device(device)
         self._max_strength = max_strength
         self._resident = Residency(budget_bytes)
+        self._refused: Mapping[str, str] = {}
 
     @property
     def resident_bytes(self) -> int:
@@ -141,9 +142,19 @@ class Catalog:
             off, hold = -math.inf, FOREVER if spec.hold == "forever" else spec.hold + 1
         return Gate(GateMark(site, artifact.digest, on, off, hold), probe)
 
+    @property
+    def refused(self) -> Mapping[str, str]:
+        """Ids of artifacts that no request may use, and why."""
+        return self._refused
+
+    def refuse(self, artifact_id: str, reason: str) -> None:
+        """Lets no request use an artifact until it is deleted, or the server starts anew."""
+        self._refused = {**self._refused, artifact_id: reason}
+
     def forget(self, artifact_id: str) -> None:
         """Drops a deleted artifact from the device; requests already running keep their tensors."""
         self._resident.forget(artifact_id)
+        self._refused = {one: reason for one, reason in self._refused.items() if one != artifact_id}
 
     def _check_numbers(self, spec: InterventionSpec) -> None:
         if not math.isfinite(spec.strength) or abs(spec.strength) > self._max_strength:
@@ -191,6 +202,10 @@ class Catalog:
         if record.kind != kind:
             raise InvalidRequest(
                 f"'{name}' is a {record.kind}; {field} needs a {kind}", param=field, code="wrong_artifact_kind"
+            )
+        if (reason := self._refused.get(record.id)) is not None:
+            raise InvalidRequest(
+                f"'{name}' failed its canary when the server started: {reason}", param=field, code="artifact_unusable"
             )
         return record
 

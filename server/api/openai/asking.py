@@ -63,7 +63,7 @@ async def prepare(services: Services, ask: Ask) -> Generation:
         "model": ask.fields.model,
         "system_fingerprint": f"fp_{info.config_digest[:10]}",
     }
-    rows = Rows(services.engine, requests, services.metrics, services.stopwatch)
+    rows = Rows(services.engine, requests, services.metrics, services.stopwatch, services.tracing)
     per_prompt = len(ask.wishes) * ask.fields.choices
     choices = [prompt for prompt in prompts for _ in range(per_prompt)]
     seal = None
