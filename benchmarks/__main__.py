@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -16,12 +18,22 @@ from benchmarks.report import Cell, Check, Report
 from benchmarks.suites import SUITES
 from benchmarks.tables import cell_table, check_table
 
+PROGRAMS = {
+    "soak": ("minutes of mixed traffic, and what they left behind", 12),
+    "durability": ("jobs whose worker, server or both are killed at 50 random points", 25),
+    "beside": ("time between tokens while a job trains on the same cores", 15),
+    "lag": ("how long prompts of maximal size hold up the event loop", 1.5),
+}
+"""What is no suite: one at a time, with options of its own (``--help``). Name -> summary and minutes."""
+
 MODELS_VARIABLE = "INTERLOCK_BENCH_MODELS"
 TEXT_VARIABLE = "INTERLOCK_BENCH_TEXT"
 
 
 def main() -> None:
     """Runs suites one after the other; each writes its own JSON, so that a broken run can go on by suite."""
+    if sys.argv[1:] and sys.argv[1] in PROGRAMS:
+        import_module(f"benchmarks.{sys.argv[1]}").main(sys.argv[2:])
     parser = _parser()
     arguments = parser.parse_args()
     if unknown := [name for name in arguments.suites if name not in SUITES]:
@@ -31,8 +43,11 @@ def main() -> None:
         listing = {name: {"summary": suite.summary, "minutes": suite.minutes} for name, suite in SUITES.items()}
         for name, suite in SUITES.items():
             console.print(f"{name:<14} {suite.summary} ({suite.minutes:g} min)")
+        console.print("by themselves, never with all:")
+        for name, (summary, minutes) in PROGRAMS.items():
+            console.print(f"{name:<14} {summary} ({minutes:g} min)")
         if arguments.json:
-            print(json.dumps({"suites": listing}))
+            print(json.dumps({"suites": listing, "programs": list(PROGRAMS)}))
         return
     options = Options(
         quick=arguments.quick,

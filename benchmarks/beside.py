@@ -93,11 +93,11 @@ class Training:
         return state
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints a table, writes ``results/beside.json``; fails where the demand is not met."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="interlock bench beside", description=__doc__)
     parser.add_argument("--repeats", type=int, default=7, help="repeats of each of both (default: 7)")
-    repeats = parser.parse_args().repeats
+    repeats = parser.parse_args(arguments).repeats
     examples = [example.prompt for example in islice(training_examples(0), 400)]
     alone: list[float] = []
     beside: list[float] = []

@@ -13,7 +13,7 @@ import random
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -152,13 +152,13 @@ def tensors_digest(one: Running, job: dict[str, Any]) -> str:
     return total.hexdigest()
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the jobs, prints a table, writes ``results/durability.json``; fails where a demand is not met."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="interlock bench durability", description=__doc__)
     parser.add_argument("--kills", type=int, default=50, help="how many points (default: 50)")
     parser.add_argument("--steps", type=int, default=400, help="training steps of a job (default: 400)")
     parser.add_argument("--seed", type=int, default=0)
-    chosen = parser.parse_args()
+    chosen = parser.parse_args(arguments)
     chance = random.Random(chosen.seed)
     kills: list[Kill] = []
     digests, states = [], []

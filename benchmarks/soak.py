@@ -267,11 +267,11 @@ def train_switch(client: Client, prompts: Sequence[str]) -> None:
         raise SystemExit(f"the switch was not trained: {job['error']}")
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures, prints tables, writes ``results/soak.json``; fails where a demand is not met."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(prog="interlock bench soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=10, help="traffic after the warm-up (default: 10)")
-    seconds = 60 * parser.parse_args().minutes
+    seconds = 60 * parser.parse_args(arguments).minutes
     prompts = [example.prompt for example in islice(training_examples(0), 64)]
     samples: list[Sample] = []
     with tempfile.TemporaryDirectory() as folder:

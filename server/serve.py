@@ -66,7 +66,7 @@ _log = structlog.get_logger(__name__)
 IDLE_PREFILL = 4
 """Times as many prompt tokens are read in a step where no answer waits for it."""
 
-_SWITCH_INTERVAL_S = 0.0005
+SWITCH_INTERVAL_S = 0.0005
 """The engine's thread holds the interpreter for most of a step; at the default of 5 ms the event loop starves."""
 
 
@@ -76,7 +76,7 @@ def run(settings: Settings) -> None:
     Raises an InterlockError, before anything listens, where this model cannot be served with these settings.
     """
     configure_logging(settings.log_level)
-    sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     transformers_logging.disable_progress_bar()
     draining = threading.Event()
     with (

@@ -15,15 +15,22 @@ from server.cli.root import command_app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
+PROGRAMS = ("soak", "durability", "beside", "lag")
+"""What the package runs by itself, without the options of suites."""
+
 app = command_app()
 
 
 @app.command()
 def bench(
     suites: Annotated[
-        list[str] | None, typer.Argument(metavar="[SUITE]...", help="Suites to run; all if none.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[SUITE]...", help=f"Suites to run; all if none. Or one of {', '.join(PROGRAMS)}, by itself."
+        ),
     ] = None,
     list_suites: Annotated[bool, typer.Option("--list", help="List the suites and the minutes each takes.")] = False,
+    minutes: Annotated[float | None, typer.Option("--minutes", min=0.1, help="Minutes of traffic, for soak.")] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny models, one repeat: shows that it runs, not how fast.")
     ] = False,
@@ -45,6 +52,13 @@ def bench(
             "'make bench' does the same"
         )
     command = [sys.executable, "-m", "benchmarks", *(suites or [])]
+    if minutes is not None and suites != ["soak"]:
+        raise typer.BadParameter("only 'interlock bench soak' takes it", param_hint="--minutes")
+    if suites and suites[0] in PROGRAMS:
+        if len(suites) > 1:
+            raise typer.BadParameter(f"{suites[0]} runs by itself: leave the others out", param_hint="SUITE")
+        command += [] if minutes is None else [f"--minutes={minutes:g}"]
+        raise typer.Exit(subprocess.run(command, cwd=CHECKOUT, check=False).returncode)
     command += [f"--repeats={repeats}", f"--threads={threads}"]
     command += [flag for flag, wanted in (("--list", list_suites), ("--quick", quick), ("--json", as_json)) if wanted]
     command += [f"--{name}={path.resolve()}" for name, path in (("models", models), ("out", out)) if path is not None]

@@ -59,12 +59,17 @@ class Picked:
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """Prompts to try candidates on, how their answers are judged, and how long they may be."""
+    """Prompts to try candidates on, how their answers are judged, and how long they may be.
+
+    With ``inside`` a strength counts for no more than the next smaller one does, and the smallest for nothing: what is
+    picked lies a step above the edge, where few validation prompts cannot tell on which side another prompt falls.
+    """
 
     prompts: Sequence[str]
     judge: Judge
     max_tokens: int
     operation: Operation = "add"
+    inside: bool = False
 
     def asked(self, candidate: Candidate, strength: float) -> list[Asked]:
         """Every prompt, steered."""
@@ -80,13 +85,16 @@ def pick(
     done: Done | None = None,
 ) -> dict[str, Picked]:
     """For each label the best of its candidates and strengths; of equals the smallest strength, then the first."""
-    plan = [(label, c, s) for label, those in candidates.items() for c in those for s in sorted(strengths, key=abs)]
+    ordered = sorted(strengths, key=abs)
+    plan = [(label, c, s) for label, those in candidates.items() for c in those for s in ordered]
     asked = [one for _, candidate, strength in plan for one in trial.asked(candidate, strength)]
     texts = answerer.answers(asked, max_tokens=trial.max_tokens, done=done)
     count = len(trial.prompts)
     best: dict[str, Picked] = {}
-    for place, (label, candidate, strength) in enumerate(plan):
-        score = share(trial.judge(texts[place * count : (place + 1) * count]))
+    scores = [share(trial.judge(texts[place * count : (place + 1) * count])) for place in range(len(plan))]
+    if trial.inside:
+        scores = [min(score, scores[place - 1]) if place % len(ordered) else 0.0 for place, score in enumerate(scores)]
+    for (label, candidate, strength), score in zip(plan, scores, strict=True):
         found = best.get(label)
         if found is None or (score, -abs(strength)) > (found.score, -abs(found.strength)):
             best[label] = Picked(candidate, strength, score)

@@ -42,7 +42,7 @@ class Aim:
     ``positive`` less ``negative`` rows make it (:func:`means_of`). It acts on ``held_out`` questions with a strength
     out of ``strengths`` (multiples of the native vector's norm), at one site or ``everywhere``. ``wanted`` says what
     counts: answers that are "right", or in which the behaviour "shows" or "hides". ``ordinary`` questions show what
-    steering costs: right answers to them, and the perplexity of the wanted ones.
+    steering costs: right answers to them, and the perplexity of the wanted ones. ``inside`` is that of the trial.
     """
 
     positive: Sequence[DatasetRow]
@@ -54,6 +54,7 @@ class Aim:
     operation: Operation = "add"
     everywhere: bool = False
     ordinary: Questions | None = None
+    inside: bool = False
 
     def judge(self, questions: Questions, texts: Sequence[str]) -> str:
         """Packed verdicts: "1" where the answer is what the vector is for."""
@@ -85,7 +86,13 @@ def measure_transfer(
     lab.report("reading texts", 0, None)
     training, validation = (read_pairs(source, target, rows) for rows in texts)
     native_at = means_of(target, aim.positive, aim.negative)
-    trial = Trial(aim.validation.prompts, lambda texts: aim.judge(aim.validation, texts), lab.max_tokens, aim.operation)
+    trial = Trial(
+        aim.validation.prompts,
+        lambda texts: aim.judge(aim.validation, texts),
+        lab.max_tokens,
+        aim.operation,
+        aim.inside,
+    )
     with lab.answering(target) as answerer:
         sites = target.stack.sites if aim.everywhere else ()
         candidates = [Candidate(site, v_D, sites) for site, v_D in native_at.items()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,10 @@ import torch
 
 from mappers.artifact import ROWS_FILE, read_manifest
 from mappers.dataset import DatasetRow, dataset_rows
-from mappers.errors import ArtifactMismatch
+from mappers.errors import ArtifactMismatch, OutOfMemory
 from mappers.loading import LoadedModel, load_model, sketch_model
 from mappers.manifest import ModelBinding, Parent
+from mappers.memory import free_memory
 from server.jobs.channel import Channel
 from server.jobs.checkpoint import Checkpoints, State
 from server.jobs.folder import JobFolder
@@ -48,9 +50,26 @@ class JobContext:
             self.checkpoints.save(part, state())
         self._channel.check()
 
+    def require_memory(self, needed: int, what: str, remedy: str) -> None:
+        """Reports an estimate, as progress and in the log, before ``what`` begins.
+
+        Raises OutOfMemory, naming both figures, where less than ``needed`` bytes are free on the job's device.
+        """
+        free = free_memory(self.device)
+        found = f"about {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free on {self.device.type}"
+        sys.stderr.write(f"memory: {what} takes {found}\n")
+        self.stage(f"{what} takes {found}"[:96])
+        if needed > free:
+            raise OutOfMemory(f"{what} takes {found}: {remedy}")
+
     def load(self, name: str) -> LoadedModel:
-        """Loads a model by its name in the order; raises ModelLoadError or UnsupportedArchitecture."""
-        self.stage(f"loading {name}"[:96])
+        """Loads a model by its name in the order.
+
+        Raises ModelLoadError or UnsupportedArchitecture, and OutOfMemory, before any weight is read, where the weights
+        do not fit beside what is loaded already.
+        """
+        weights = sum(parameter.nbytes for parameter in self.sketch(name).model.parameters())
+        self.require_memory(weights, f"loading {name}"[:60], "free memory, or use a smaller model")
         execution = self.order.execution
         return load_model(
             self.order.models[name],

@@ -21,7 +21,7 @@ PAIRS: Final = (
 
 _TAKEN_AWAY: Final = (-0.6, -0.8, -1.0, -1.25, -1.5, -2.0)
 _TAKEN_AWAY_HARD: Final = (-2.0, -3.0, -4.0, -5.0, -6.0, -8.0, -10.0, -12.0)
-_GIVEN_FINELY: Final = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0)
+_GIVEN_FINELY: Final = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0)
 """Perplexity rises steeply with the strength: a coarse grid makes one vector pay for the next step."""
 _GIVEN: Final = (0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
 
@@ -95,7 +95,9 @@ REFUSAL_INDUCED: Final = TransferExperiment(
     title="A vector from another model: refusing",
     text="""\
 The difference in means of harmful and harmless requests is added while the model reads and answers harmless requests,
-which it otherwise advises on. Wanted is a refusal."""
+which it otherwise advises on. Wanted is a refusal. Native and mapped alike get the strength a step above the smallest
+that does as well on the 28 validation prompts there are: these are worded as in training, and others may need a little
+more."""
     + _CONTROLS,
     behaviour=REFUSING,
     positive="harmful",
@@ -110,7 +112,8 @@ which it otherwise advises on. Wanted is a refusal."""
     near=0.03,
     apart=0.5,
     costs=1.03,
-    version=2,
+    inside=True,
+    version=3,
 )
 
 REFUSAL_REMOVED: Final = TransferExperiment(

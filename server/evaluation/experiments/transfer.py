@@ -33,10 +33,11 @@ class TransferExperiment:
     """One behaviour's vector over pairs of organisms, source before target; with ``own`` the pairs name models.
 
     The vector is the difference in means of the conditions ``positive`` and ``negative``, at the prompts' last token
-    or, with ``answered``, throughout the wanted answers; it acts on questions under ``asked``. ``near`` demands that
-    mapped comes within that share of native (on all pairs but one), and ``apart`` that random stays that share below
-    mapped (on every pair), ``costs`` bounds the perplexity under the mapped vector as a multiple of that under the
-    native one; None demands nothing. ``most_validation`` and ``most_texts`` are how many prompts the behaviour has.
+    or, with ``answered``, throughout the wanted answers; it acts on questions under ``asked``. ``inside`` is that of
+    :class:`server.evaluation.steering.Trial`. ``near`` demands that mapped comes within that share of native (on all
+    pairs but one), and ``apart`` that random stays that share below mapped (on every pair), ``costs`` bounds the
+    perplexity under the mapped vector as a multiple of that under the native one; None demands nothing.
+    ``most_validation`` and ``most_texts`` are how many prompts the behaviour has.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TransferExperiment:
     operation: Operation = "add"
     everywhere: bool = False
     answered: bool = False
+    inside: bool = False
     near: float | None = None
     apart: float | None = None
     costs: float | None = None
@@ -91,6 +93,7 @@ class TransferExperiment:
             self.operation,
             self.everywhere,
             Questions.of(self.ordinary, "test", seed, scale.held_out, self.ordinary.plain),
+            self.inside,
         )
         texts = (
             self._texts(seed, scale.texts),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import nlargest
@@ -10,10 +9,8 @@ from math import ceil
 from typing import Any
 
 from mappers.dataset import DatasetRow
-from mappers.errors import OutOfMemory
 from mappers.exchanges import Exchange, read_rows
 from mappers.loading import LoadedModel
-from mappers.memory import free_memory
 from mappers.replies import TEACHER_CACHE_BYTES
 from server.jobs.context import JobContext
 from server.jobs.handlers.fitting import mapper_config
@@ -33,18 +30,11 @@ class Batch:
 
 
 def require_memory(job: JobContext, parameters: TrainSwitch, rows: Sequence[DatasetRow]) -> None:
-    """Reports the estimate as progress and in the log.
-
-    Raises OutOfMemory where less is free on the job's device, and as :func:`mappers.loading.sketch_model` does.
-    """
+    """Raises OutOfMemory where too little is free, and as :func:`mappers.loading.sketch_model` does."""
     tuned = job.sketch(job.order.served)
     needed = estimate(tuned, parameters, largest_batch(tuned, parameters, rows), len(rows))
-    free = free_memory(job.device)
-    found = f"needs about {needed / 2**20:.0f} MiB, {free / 2**20:.0f} MiB are free on {job.device.type}"
-    sys.stderr.write(f"memory: {found}\n")
-    job.stage(found)
-    if needed > free:
-        raise OutOfMemory(f"the job {found}: set a smaller batch_size or max_length, name fewer sites, or free memory")
+    remedy = "set a smaller batch_size or max_length, name fewer sites, or free memory"
+    job.require_memory(needed, "training the switch", remedy)
 
 
 def largest_batch(tuned: LoadedModel, parameters: TrainSwitch, rows: Sequence[DatasetRow]) -> Batch:

@@ -79,7 +79,7 @@ class _Collector:
     """
 
     def __init__(self, job: JobContext, parameters: TrainMapper, source: LoadedModel, target: LoadedModel) -> None:
-        self._job = job
+        self.job = job
         self._parameters = parameters
         self._source = source
         self._target = target
@@ -99,7 +99,7 @@ class _Collector:
             special_tokens=not self._parameters.mask.special_tokens,
         )
         for number, pairs in enumerate(found, start=1):
-            self._job.stage(stage, number, batches)
+            self.job.stage(stage, number, batches)
             self.masked["special_tokens"] += pairs.special
             self.masked["massive"] += pairs.massive
             yield pairs
@@ -113,7 +113,7 @@ class _Collector:
         """Takes the longest norms that are kept from ``texts``, where massive activations are to be left out."""
         mask = Mask(self._parameters.mask.massive)
         if mask.massive is not None:
-            self._job.stage("measuring norms")
+            self.job.stage("measuring norms")
         ours, theirs = (
             mask.norm_limits(
                 side.loaded, [side.site], [text.ids for text in side.texts], batch_size=_TEXTS_A_BATCH
@@ -134,6 +134,9 @@ def _solve(
     collector: _Collector, solve: Callable[[PairSums], Mapper], training: Sequence[Texts]
 ) -> tuple[Mapper, dict[str, JsonValue]]:
     shape = collector.shape
+    products = shape.d_source**2 + shape.d_source * shape.d_target + shape.d_target**2
+    # Sums in float64, and about as much again for the system that is solved.
+    collector.job.require_memory(2 * 8 * products, "the closed form", "use narrower models, or free memory")
     sums = PairSums(shape.d_source, shape.d_target)
     for pairs in collector.pairs("fitting", training):
         sums.add(pairs.x_NS, pairs.y_ND)
@@ -149,11 +152,14 @@ def _train(
 ) -> tuple[Mapper, dict[str, JsonValue]]:
     site, shape = parameters.target_site.site(), collector.shape
     longest = sum(min(len(ours.ids), len(theirs.ids)) for ours, theirs in training)
-    if longest * (shape.d_source + shape.d_target) * 4 > _MAX_KEPT_BYTES:
+    kept = longest * (shape.d_source + shape.d_target) * 4
+    remedy = "use fewer rows, or mapper 'ridge', 'procrustes' or 'low_rank', which keep none"
+    if kept > _MAX_KEPT_BYTES:
         raise DataError(
-            f"the activations of about {longest} tokens do not fit into {_MAX_KEPT_BYTES >> 30} GiB: use fewer rows, "
-            "or mapper 'ridge', 'procrustes' or 'low_rank', which keep none"
+            f"the activations of about {longest} tokens do not fit into {_MAX_KEPT_BYTES >> 30} GiB: {remedy}"
         )
+    # Twice: batches are joined at the end. Adam, the best mapper and a checkpoint keep five copies of its parameters.
+    job.require_memory(2 * kept + 24 * shape.parameter_count, "training on kept activations", remedy)
     pairs = collector.all_pairs("reading activations", training)
     if pairs is None:
         raise TrainingError("no token pairs to train on: use other prompts or another alignment")

@@ -92,11 +92,13 @@ def _fit(job: JobContext, loaded: LoadedModel, parameters: TrainProbe, training:
     sites = sorted(site.site() for site in parameters.sites)
     last = parameters.tokens == "last"
     tokens = sum(len(ids) if not last else 1 for prompts in training.values() for ids in prompts)
-    if tokens * loaded.stack.width * len(sites) * 4 > _MAX_KEPT_BYTES:
-        raise DataError(
-            f"the activations of {tokens} tokens at {len(sites)} sites do not fit into {_MAX_KEPT_BYTES >> 30} GiB: "
-            "name fewer sites, use fewer rows, or set tokens to last"
-        )
+    kept = tokens * loaded.stack.width * len(sites) * 4
+    what = f"the activations of {tokens} tokens at {len(sites)} sites"
+    remedy = "name fewer sites, use fewer rows, or set tokens to last"
+    if kept > _MAX_KEPT_BYTES:
+        raise DataError(f"{what} do not fit into {_MAX_KEPT_BYTES >> 30} GiB: {remedy}")
+    # Twice: batches are joined at the end.
+    job.require_memory(2 * kept, f"keeping {what}", remedy)
     hidden = []
     for number, role in enumerate(DATASET_ROLES):
         job.stage(f"reading {role} prompts", number, len(DATASET_ROLES))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import server.cli.bench
+from benchmarks.__main__ import PROGRAMS
 from benchmarks.suites import SUITES
 from tests.server.cli.conftest import Ran
 
@@ -42,6 +43,32 @@ def test_every_option_is_handed_over(interlock: Interlock, monkeypatch: pytest.M
     assert interlock("bench", "long", *options).code == 3
     flags = ["--repeats=7", "--threads=1", "--quick", f"--models={tmp_path}", f"--out={tmp_path}"]
     assert commands == [[sys.executable, "-m", "benchmarks", "long", *flags]]
+
+
+def test_what_is_no_suite_runs_by_itself_with_options_of_its_own(
+    interlock: Interlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[bytes]:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 1)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert interlock("bench", "soak", "--minutes", "0.5").code == 1
+    assert interlock("bench", "lag").code == 1
+    module = [sys.executable, "-m", "benchmarks"]
+    assert commands == [[*module, "soak", "--minutes=0.5"], [*module, "lag"]]
+    assert interlock("bench", "soak", "long").code == 2
+    assert interlock("bench", "long", "--minutes", "1").code == 2
+    assert len(commands) == 2
+
+
+def test_the_command_knows_what_the_package_runs_by_itself() -> None:
+    assert tuple(PROGRAMS) == server.cli.bench.PROGRAMS
+    command = [sys.executable, "-m", "benchmarks", "soak", "--help"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "--minutes" in ran.stdout
 
 
 def test_without_a_checkout_the_remedy_is_named(

@@ -45,6 +45,27 @@ def test_the_best_candidate_and_the_smallest_strength_that_does_as_well_are_pick
     assert best["b"].strength == -1.5
 
 
+def test_inside_the_strength_lies_a_step_above_the_edge():
+    candidate, other = Candidate(Site(0), torch.ones(2)), Candidate(Site(1), torch.ones(2))
+    right = {("a", 0.5): 0, ("a", 1.0): 3, ("a", 1.5): 4, ("a", 2.0): 4, ("a", 3.0): 2}
+    right |= {("b", 0.5): 4, ("b", 1.0): 3, ("b", 1.5): 0, ("b", 2.0): 0, ("b", 3.0): 0}
+
+    class Answers:
+        def answers(self, asked, *, max_tokens, done):
+            assert len(asked) == len(right) * 4
+            for place, (name, strength) in enumerate(right):
+                (steering,) = asked[4 * place].interventions
+                assert (steering.sites, steering.strength) == ((Site("ab".index(name)),), strength)
+            return [str(int(number < count)) for count in right.values() for number in range(4)]
+
+    def picked(inside):
+        trial = Trial(["p"] * 4, "".join, 1, "add", inside)
+        return pick(Answers(), {"both": [candidate, other]}, (1.0, 0.5, 2.0, 3.0, 1.5), trial)["both"]
+
+    assert picked(False) == Picked(other, 0.5, 1.0)
+    assert picked(True) == Picked(candidate, 2.0, 1.0)
+
+
 def test_random_controls_differ_and_have_the_norm(loaded, vectors):
     candidate = Candidate(Site(2), vectors[Site(2)], (Site(1), Site(2)))
     other = random_candidate(candidate, 7)

@@ -114,6 +114,9 @@ def test_a_job_survives_a_killed_worker_and_a_stopped_server(queue, make_service
     wait(queue, job_id, lambda _: len(trained(queue, job_id, 1)) >= 2)
     (process,) = workers()
     assert process.nice() == psutil.Process().nice() + 1
+    autogroup = Path(f"/proc/{process.pid}/autogroup")
+    if autogroup.exists():  # a kernel that weighs whole sessions
+        assert autogroup.read_text().split()[-2:] == ["nice", str(process.nice())]
     assert os.getsid(process.pid) == process.pid
     process.send_signal(signal.SIGKILL)
     wait(queue, job_id, lambda _: len(trained(queue, job_id, 2)) >= 2)

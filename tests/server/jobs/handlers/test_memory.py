@@ -9,8 +9,8 @@ import torch
 from mappers.dataset import DatasetRow
 from mappers.errors import OutOfMemory
 from mappers.loading import load_model, sketch_model
+from server.jobs import context
 from server.jobs.folder import JobFolder
-from server.jobs.handlers import memory
 from server.jobs.handlers.memory import Batch, estimate, largest_batch
 from server.jobs.specs.fits import TrainSwitch
 from server.jobs.worker import _code
@@ -77,12 +77,45 @@ def test_the_batch_is_as_long_as_the_data_and_no_longer(sketch):
 
 def test_a_job_without_the_memory_fails_before_it_loads(run, dataset, tmp_path, monkeypatch, capsys):
     data = dataset("d", (json.dumps({"prompt": "what is a"}).encode(),) * 4)
-    monkeypatch.setattr(memory, "free_memory", lambda _device: 2**20)
+    monkeypatch.setattr(context, "free_memory", lambda _device: 2**20)
     monkeypatch.setattr("server.jobs.context.load_model", lambda *_args, **_options: pytest.fail("loaded a model"))
     wanted = {"base": "base", "dataset": "d", "sites": [{"layer": 0}], "hidden": 60_000}
-    with pytest.raises(OutOfMemory, match=r"needs about \d+ MiB, 1 MiB are free on cpu: set a smaller batch_size") as e:
+    with pytest.raises(OutOfMemory, match=r"takes about \d+ MiB, 1 MiB are free on cpu: set a smaller batch_size") as e:
         run("train_switch", "safe", {"d": data}, **wanted)
     assert _code(e.value) == "out_of_memory"
-    assert "memory: needs about" in capsys.readouterr().err
+    assert "memory: training the switch takes about" in capsys.readouterr().err
     first = (JobFolder(tmp_path / "jobs" / "job_1").path / "messages").read_text().splitlines()[0]
-    assert json.loads(first)["stage"].startswith("needs about")
+    assert json.loads(first)["stage"].startswith("training the switch takes about")
+
+
+@pytest.mark.parametrize(
+    ("kind", "parameters"),
+    [
+        ("extract_vector", {"positive": "d", "negative": "d", "sites": [{"layer": 0}]}),
+        ("collect_activations", {"dataset": "d", "sites": [{"layer": 0}]}),
+        ("train_probe", {"positive": "d", "negative": "d", "sites": [{"layer": 0}]}),
+        ("generate_dataset", {"rows": 2}),
+    ],
+)
+def test_no_kind_of_job_loads_a_model_that_does_not_fit(run, dataset, monkeypatch, kind, parameters):
+    data = dataset("d", (json.dumps({"prompt": "what is a"}).encode(),) * 4)
+    monkeypatch.setattr(context, "free_memory", lambda _device: 2**10)
+    monkeypatch.setattr(context, "load_model", lambda *_args, **_options: pytest.fail("loaded a model"))
+    with pytest.raises(OutOfMemory, match=r"loading tuned takes about \d+ MiB, 0 MiB are free on cpu"):
+        run(kind, "made", {"d": data}, **parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "what"),
+    [
+        ({"mapper": "ridge"}, "the closed form takes about"),
+        ({"mapper": "affine"}, "training on kept activations takes"),
+    ],
+)
+def test_a_fit_that_does_not_fit_says_so_after_reading_the_texts(run, dataset, monkeypatch, parameters, what):
+    data = dataset("d", (json.dumps({"prompt": "what is a"}).encode(),) * 8)
+    free = iter([2**40, 2**40, 2**3])
+    monkeypatch.setattr(context, "free_memory", lambda _device: next(free))
+    sites = {"source_site": {"layer": 0}, "target_site": {"layer": 0}}
+    with pytest.raises(OutOfMemory, match=what):
+        run("train_mapper", "made", {"d": data}, source="base", dataset="d", **sites, **parameters)

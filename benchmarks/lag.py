@@ -1,0 +1,173 @@
+"""``python -m benchmarks.lag``: how long the event loop is held up while prompts of maximal size come in.
+
+The server runs in this process as it does in earnest, with one more task on its loop: it sleeps 5 ms again and again
+and notes how much longer that took. Clients are a process of their own, which shares the two cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import shutil
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.table import Table
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from benchmarks.bench import CACHE
+from benchmarks.machine import write_cells
+from benchmarks.models import random_llama
+from server.api.app import create_app
+from server.listener import DrainingServer, bind, url_of
+from server.serve import SWITCH_INTERVAL_S, running_services
+from server.settings import read_settings
+
+AT_MOST_S = 0.050
+_PROBE_S = 0.005
+_CONTEXT = 16_384
+_BODY_BYTES = 2_000_000
+_MODEL = "long"
+
+_WORDS = "".join(f"t{number} " for number in range(1, 513))
+_FULL = (_WORDS * (_CONTEXT // 512 + 1))[: len(_WORDS) * _CONTEXT // 512 - 64]
+_TOO_LONG = _WORDS * ((_BODY_BYTES - 4096) // len(_WORDS))
+_MESSAGES = [{"role": "user" if turn % 2 == 0 else "assistant", "content": _WORDS[:1800]} for turn in range(1023)]
+_OK = (200,)
+KINDS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
+    "a full context": ("/v1/completions", {"prompt": _FULL, "max_tokens": 2}, _OK),
+    "2 MB of text": ("/v1/completions", {"prompt": _TOO_LONG, "max_tokens": 2}, (400,)),
+    "2 MB to count": ("/tokenize", {"prompt": _TOO_LONG}, (200, 400)),
+    "1,023 messages": ("/v1/chat/completions", {"messages": _MESSAGES, "max_tokens": 2}, (200, 400)),
+    "a stream": (
+        "/v1/completions",
+        {"prompt": "t1 t2 ", "max_tokens": 500, "stream": True, "ignore_eos": True},
+        (200,),
+    ),
+}
+"""What clients send, one of each at a time: path, fields, and the answers that are right."""
+
+
+class Probe:
+    """Notes the lag of the loop that it runs on, in seconds."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self.lags: list[float] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The application's own interface; the probe begins with its lifespan."""
+        if scope["type"] == "lifespan":
+            self._task = asyncio.create_task(self._watch())
+        await self._app(scope, receive, send)
+
+    async def _watch(self) -> None:
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            await asyncio.sleep(_PROBE_S)
+            self.lags.append(clock() - began - _PROBE_S)
+
+
+def send(url: str, kind: str, seconds: float, answers: Any) -> None:
+    """One client: the same request again and again; puts its kind and the number of answers, right and wrong."""
+    path, fields, right = KINDS[kind]
+    content = json.dumps({"model": _MODEL, **fields})
+    counted = [0, 0]
+    until = time.monotonic() + seconds
+    with httpx.Client(base_url=url, timeout=120, headers={"Content-Type": "application/json"}) as client:
+        while time.monotonic() < until:
+            counted[client.post(path, content=content).status_code not in right] += 1
+    answers.put((kind, *counted))
+
+
+def load(url: str, seconds: float, answers: Any) -> None:
+    """All clients, each on a thread of this process."""
+    threads = [threading.Thread(target=send, args=(url, kind, seconds, answers)) for kind in KINDS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def long_model(folder: Path) -> Path:
+    """A model that costs little and reads long prompts."""
+    place = folder / _MODEL
+    shutil.copytree(random_llama("tiny", CACHE).path, place)
+    config = json.loads((place / "config.json").read_text())
+    (place / "config.json").write_text(json.dumps(config | {"max_position_embeddings": _CONTEXT}))
+    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    (place / "chat_template.jinja").write_text(template)
+    return place
+
+
+def quantile(lags: Sequence[float], share: float) -> float:
+    """Of all lags, the one that ``share`` of them do not exceed."""
+    return sorted(lags)[min(int(share * len(lags)), len(lags) - 1)]
+
+
+def measure(seconds: float) -> tuple[list[float], list[float], list[tuple[str, int, int]]]:
+    """Lags without and with the load, and what the clients were answered."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    spawn = multiprocessing.get_context("spawn")
+    answers = spawn.Queue()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        settings = read_settings({"model": str(long_model(folder)), "data_dir": folder / "data", "device": "cpu"}, {})
+        with running_services(settings, threading.Event()) as services:
+            probe = Probe(create_app(services))
+            listener = bind("127.0.0.1", 0)
+            parts: list[list[float]] = []
+
+            def drive() -> None:
+                time.sleep(min(5.0, seconds))
+                parts.append(probe.lags[:])
+                clients = spawn.Process(target=load, args=(url_of(listener), seconds, answers))
+                clients.start()
+                clients.join()
+                parts.append(probe.lags[len(parts[0]) :])
+                server.should_exit = True
+
+            started: Callable[[], None] = threading.Thread(target=drive).start
+            server = DrainingServer(probe, started=started, drain=lambda: None)
+            server.run([listener])
+            listener.close()
+    return parts[0], parts[1], [answers.get() for _ in KINDS]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures, prints tables, writes ``results/lag.json``; fails where the demand is not met."""
+    parser = argparse.ArgumentParser(prog="interlock bench lag", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60, help="of load (default: 60)")
+    idle, loaded, answers = measure(parser.parse_args(arguments).seconds)
+    console = Console()
+    table = Table("", "samples", "median", "p99", "largest", title="lag of the event loop, ms")
+    cells: list[dict[str, Any]] = []
+    for name, lags in (("idle", idle), ("under load", loaded)):
+        cell = {"median_s": statistics.median(lags), "p99_s": quantile(lags, 0.99), "largest_s": max(lags)}
+        table.add_row(name, str(len(lags)), *(f"{value * 1e3:.2f}" for value in cell.values()))
+        cells.append({"load": name, "samples": len(lags), **cell})
+    console.print(table)
+    counted = Table("request", "answered rightly", "wrongly")
+    for kind, right, wrong in answers:
+        counted.add_row(kind, str(right), str(wrong))
+    console.print(counted)
+    met = quantile(loaded, 0.99) < AT_MOST_S and all(right and not wrong for _, right, wrong in answers)
+    cells.append({"answers": {kind: {"right": right, "wrong": wrong} for kind, right, wrong in answers}})
+    cells.append({"p99_at_most_s": AT_MOST_S, "met": met})
+    console.print(str(write_cells("lag", cells, threads=2)))
+    raise SystemExit(0 if met else 1)
+
+
+if __name__ == "__main__":
+    main()
