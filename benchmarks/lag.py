@@ -16,7 +16,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ import httpx
 from rich.console import Console
 from rich.table import Table
 from starlette.types import ASGIApp, Receive, Scope, Send
+from transformers import AutoTokenizer
 
-from benchmarks.bench import CACHE
 from benchmarks.machine import write_cells
-from benchmarks.models import random_llama
+from mappers.organisms import organism_path
+from mappers.organisms.corpus import training_examples
 from server.api.app import create_app
+from server.data_dir import owned
 from server.listener import DrainingServer, bind, url_of
 from server.serve import SWITCH_INTERVAL_S, running_services
 from server.settings import read_settings
@@ -39,23 +42,30 @@ _CONTEXT = 16_384
 _BODY_BYTES = 2_000_000
 _MODEL = "long"
 
-_WORDS = "".join(f"t{number} " for number in range(1, 513))
-_FULL = (_WORDS * (_CONTEXT // 512 + 1))[: len(_WORDS) * _CONTEXT // 512 - 64]
-_TOO_LONG = _WORDS * ((_BODY_BYTES - 4096) // len(_WORDS))
-_MESSAGES = [{"role": "user" if turn % 2 == 0 else "assistant", "content": _WORDS[:1800]} for turn in range(1023)]
+_BASE = "llama-small-base"
 _OK = (200,)
-KINDS: dict[str, tuple[str, dict[str, Any], tuple[int, ...]]] = {
-    "a full context": ("/v1/completions", {"prompt": _FULL, "max_tokens": 2}, _OK),
-    "2 MB of text": ("/v1/completions", {"prompt": _TOO_LONG, "max_tokens": 2}, (400,)),
-    "2 MB to count": ("/tokenize", {"prompt": _TOO_LONG}, (200, 400)),
-    "1,023 messages": ("/v1/chat/completions", {"messages": _MESSAGES, "max_tokens": 2}, (200, 400)),
-    "a stream": (
-        "/v1/completions",
-        {"prompt": "t1 t2 ", "max_tokens": 500, "stream": True, "ignore_eos": True},
-        (200,),
-    ),
-}
-"""What clients send, one of each at a time: path, fields, and the answers that are right."""
+
+
+Request = tuple[str, dict[str, Any], tuple[int, ...]]
+
+
+def requests(place: Path) -> dict[str, Request]:
+    """What clients send, one of each at a time: path, fields, and the answers that are right."""
+    tokenizer: Any = AutoTokenizer.from_pretrained(place)
+    text = " ".join(example.prompt for example in islice(training_examples(0), 4000))
+    offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    full = text[: offsets[_CONTEXT - 64][0]]
+    too_long = (text * (_BODY_BYTES // len(text) + 1))[: _BODY_BYTES - 4096]
+    turn = full[: len(full) // 1200]
+    messages = [{"role": "assistant" if number % 2 else "user", "content": turn} for number in range(1023)]
+    streamed = {"prompt": "How much is 1 + 2?", "max_tokens": 500, "stream": True, "ignore_eos": True}
+    return {
+        "a full context": ("/v1/completions", {"prompt": full, "max_tokens": 2}, _OK),
+        "2 MB of text": ("/v1/completions", {"prompt": too_long, "max_tokens": 2}, (400,)),
+        "2 MB to count": ("/tokenize", {"prompt": too_long}, (200, 400)),
+        "1,023 messages": ("/v1/chat/completions", {"messages": messages, "max_tokens": 2}, (200, 400)),
+        "a stream": ("/v1/completions", streamed, _OK),
+    }
 
 
 class Probe:
@@ -79,9 +89,9 @@ class Probe:
             self.lags.append(clock() - began - _PROBE_S)
 
 
-def send(url: str, kind: str, seconds: float, answers: Any) -> None:
+def send(url: str, kind: str, request: Request, seconds: float, answers: Any) -> None:
     """One client: the same request again and again; puts its kind and the number of answers, right and wrong."""
-    path, fields, right = KINDS[kind]
+    path, fields, right = request
     content = json.dumps({"model": _MODEL, **fields})
     counted = [0, 0]
     until = time.monotonic() + seconds
@@ -91,9 +101,9 @@ def send(url: str, kind: str, seconds: float, answers: Any) -> None:
     answers.put((kind, *counted))
 
 
-def load(url: str, seconds: float, answers: Any) -> None:
+def load(url: str, kinds: Mapping[str, Request], seconds: float, answers: Any) -> None:
     """All clients, each on a thread of this process."""
-    threads = [threading.Thread(target=send, args=(url, kind, seconds, answers)) for kind in KINDS]
+    threads = [threading.Thread(target=send, args=(url, *kind, seconds, answers)) for kind in kinds.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -101,13 +111,11 @@ def load(url: str, seconds: float, answers: Any) -> None:
 
 
 def long_model(folder: Path) -> Path:
-    """A model that costs little and reads long prompts."""
+    """An organism that takes longer prompts than it has learned to read."""
     place = folder / _MODEL
-    shutil.copytree(random_llama("tiny", CACHE).path, place)
+    shutil.copytree(organism_path(_BASE), place)
     config = json.loads((place / "config.json").read_text())
     (place / "config.json").write_text(json.dumps(config | {"max_position_embeddings": _CONTEXT}))
-    template = "{% for message in messages %}{{ message.content }}{% endfor %}"
-    (place / "chat_template.jinja").write_text(template)
     return place
 
 
@@ -122,9 +130,11 @@ def measure(seconds: float) -> tuple[list[float], list[float], list[tuple[str, i
     spawn = multiprocessing.get_context("spawn")
     answers = spawn.Queue()
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        settings = read_settings({"model": str(long_model(folder)), "data_dir": folder / "data", "device": "cpu"}, {})
-        with running_services(settings, threading.Event()) as services:
+        place = long_model(Path(name))
+        kinds = requests(place)
+        given = {"model": str(place), "data_dir": Path(name) / "data", "device": "cpu"}
+        settings = read_settings(given, {})
+        with owned(settings.data_dir), running_services(settings, threading.Event()) as services:
             probe = Probe(create_app(services))
             listener = bind("127.0.0.1", 0)
             parts: list[list[float]] = []
@@ -132,7 +142,7 @@ def measure(seconds: float) -> tuple[list[float], list[float], list[tuple[str, i
             def drive() -> None:
                 time.sleep(min(5.0, seconds))
                 parts.append(probe.lags[:])
-                clients = spawn.Process(target=load, args=(url_of(listener), seconds, answers))
+                clients = spawn.Process(target=load, args=(url_of(listener), kinds, seconds, answers))
                 clients.start()
                 clients.join()
                 parts.append(probe.lags[len(parts[0]) :])
@@ -142,7 +152,7 @@ def measure(seconds: float) -> tuple[list[float], list[float], list[tuple[str, i
             server = DrainingServer(probe, started=started, drain=lambda: None)
             server.run([listener])
             listener.close()
-    return parts[0], parts[1], [answers.get() for _ in KINDS]
+    return parts[0], parts[1], [answers.get() for _ in kinds]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
