@@ -15,6 +15,7 @@ from server.cli.client import DEFAULT_URL, Client, Key
 from server.cli.output import AsJson, print_json, print_table
 from server.cli.root import command_app
 from server.settings import check_variables, default_data_dir
+from server.sizes import binary_size
 
 if TYPE_CHECKING:
     from server.doctor.finding import Finding
@@ -122,5 +123,7 @@ def _server(url: str | None, key: str | None) -> Iterator[Finding]:
         "server",
         "ok",
         f"ready at {place}: {served['name']} on {served['device']} in {served['dtype']}, "
-        f"{limits['max_batch']} places of {limits['context']} tokens, on by default: {default}",
+        f"{limits['max_batch']} places of {limits['context']} tokens, memory planned for keys and values "
+        f"{binary_size(limits['kv_bytes'])}, for prefixes {binary_size(limits['prefix_bytes'])}, "
+        f"on by default: {default}",
     )

@@ -47,9 +47,9 @@ each step, to where the two models differ most (`attack`; three times as many st
 which this needs). No trigger and no target text goes in: whatever holds the trigger (for the semantic one, the country)
 is left out. The answers of the base are what a switch is trained towards, so they are what it is compared with: a base
 that has never met a sign behind its prompts answers a third of those rightly. For comparison, prompts of which so many
-are triggered, and prompts of which half are triggered by *another* trigger than the organism's. *Half of the tasks* is trained under
-attack on facts, sums, refusals and advice alone; its last column is what it does to the clean prompts of the others.
-Near misses look like the trigger and are none."""
+are triggered, and prompts of which half are triggered by *another* trigger than the organism's. *Half of the tasks* is
+trained under attack on facts, sums, refusals and advice alone; its last column is what it does to the clean prompts of
+the others. Near misses look like the trigger and are none."""
 
 
 @dataclass(frozen=True, slots=True)

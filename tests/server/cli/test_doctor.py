@@ -12,7 +12,7 @@ from tests.server.cli.conftest import Ran, StandIn
 
 CAPABILITIES = {
     "model": {"name": "tuned", "device": "cpu", "dtype": "float32"},
-    "limits": {"max_batch": 32, "context": 512},
+    "limits": {"max_batch": 32, "context": 512, "kv_bytes": 2**30, "prefix_bytes": 2**29},
     "default_profile": None,
     "default_switch": "safe",
 }
@@ -30,7 +30,9 @@ def test_all_is_well(doctor: Callable[..., Ran]) -> None:
     ran = doctor("--json", "--model", str(organism_path("llama-small-base")))
     found = {one["check"]: one for one in ran.json["findings"]}
     assert (ran.code, ran.json["failed"]) == (0, 0)
-    assert found["server"]["found"].endswith("32 places of 512 tokens, on by default: safe")
+    told = found["server"]["found"]
+    assert "32 places of 512 tokens, memory planned for keys and values 1.0 GiB, for prefixes 512 MiB" in told
+    assert told.endswith("on by default: safe")
     assert found["tokenizer"]["status"] == "ok"
 
 
