@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
 from transformers.utils import cached_file
 
 from mappers.architectures import DecoderStack, config_digest, discover, refuse_inexact
@@ -92,9 +92,10 @@ def _read_small_parts(location: str, trust_remote_code: bool) -> tuple[Any, Any]
     """Configuration and tokenizer."""
     if _looks_local(location) and not Path(location).expanduser().is_dir():
         raise ModelLoadError(f"cannot load a model from '{location}': there is no folder of that name")
-    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
-    if getattr(config, "auto_map", None) and not trust_remote_code:
+    stored, _ = PreTrainedConfig.get_config_dict(location)
+    if stored.get("auto_map") and not trust_remote_code:
         raise ValueError("its config asks to run code of its own (auto_map), which takes --trust-remote-code")
+    config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
     refuse_inexact(config)
     return config, AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code)
 
