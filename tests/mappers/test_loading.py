@@ -42,7 +42,7 @@ def test_an_ordinary_folder_is_loaded_frozen(folder):
 def test_code_of_a_model_is_refused_and_not_run(folder, read, model_type):
     auto_map = {"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}
     edit(folder / "config.json", auto_map=auto_map, model_type=model_type)
-    with pytest.raises(ModelLoadError, match="trust.remote.code"):
+    with pytest.raises(ModelLoadError, match="takes --trust-remote-code"):
         read(str(folder))
     assert not list(folder.rglob("ran"))
 

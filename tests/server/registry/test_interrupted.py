@@ -1,4 +1,4 @@
-"""A process that is killed, or a disk that is full, at any point of a registration leaves the old artifact or the new."""
+"""A process that is killed, or a disk that is full, at any point of a registration: the old artifact or the new."""
 
 from __future__ import annotations
 
@@ -136,14 +136,14 @@ def test_a_full_disk_at_every_point(tmp_path, store, database_url, disk, monkeyp
         root, url = _copy(tmp_path, database_url, point)
         full = opened(root, url)
         folder = staged(full, NEW)
-        try:
-            with disk.full_at(point):
+        with disk.full_at(point):
+            try:
                 full.register(folder, name="facts", owner=None)
-        except OSError as error:
-            assert error.errno == errno.ENOSPC
-            outcomes.append(check(root, url))
-        else:
-            break
+                break
+            except OSError as error:
+                reason = error.errno
+        assert reason == errno.ENOSPC
+        outcomes.append(check(root, url))
     else:
         pytest.fail("more points than expected")
     assert len(outcomes) > 2
