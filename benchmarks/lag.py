@@ -44,6 +44,8 @@ _MODEL = "long"
 
 _BASE = "llama-small-base"
 _OK = (200,)
+_STARTED = "started"
+_PATIENCE_S = 150.0
 
 
 Request = tuple[str, dict[str, Any], tuple[int, ...]]
@@ -95,15 +97,20 @@ def send(url: str, kind: str, request: Request, seconds: float, answers: Any) ->
     content = json.dumps({"model": _MODEL, **fields})
     counted = [0, 0]
     until = time.monotonic() + seconds
-    with httpx.Client(base_url=url, timeout=120, headers={"Content-Type": "application/json"}) as client:
-        while time.monotonic() < until:
-            counted[client.post(path, content=content).status_code not in right] += 1
-    answers.put((kind, *counted))
+    try:
+        with httpx.Client(base_url=url, timeout=120, headers={"Content-Type": "application/json"}) as client:
+            while time.monotonic() < until:
+                counted[client.post(path, content=content).status_code not in right] += 1
+    except httpx.HTTPError:
+        counted[1] += 1
+    finally:
+        answers.put((kind, *counted))
 
 
 def load(url: str, kinds: Mapping[str, Request], seconds: float, answers: Any) -> None:
     """All clients, each on a thread of this process."""
     threads = [threading.Thread(target=send, args=(url, *kind, seconds, answers)) for kind in kinds.items()]
+    answers.put(_STARTED)
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -140,19 +147,24 @@ def measure(seconds: float) -> tuple[list[float], list[float], list[tuple[str, i
             parts: list[list[float]] = []
 
             def drive() -> None:
-                time.sleep(min(5.0, seconds))
-                parts.append(probe.lags[:])
-                clients = spawn.Process(target=load, args=(url_of(listener), kinds, seconds, answers))
-                clients.start()
-                clients.join()
-                parts.append(probe.lags[len(parts[0]) :])
-                server.should_exit = True
+                try:
+                    time.sleep(min(5.0, seconds))
+                    idle = len(probe.lags)
+                    clients = spawn.Process(target=load, args=(url_of(listener), kinds, seconds, answers))
+                    clients.start()
+                    assert answers.get(timeout=_PATIENCE_S) == _STARTED
+                    began = len(probe.lags)
+                    time.sleep(seconds)
+                    parts.extend((probe.lags[:idle], probe.lags[began:]))
+                    clients.join(_PATIENCE_S)
+                finally:
+                    server.should_exit = True
 
             started: Callable[[], None] = threading.Thread(target=drive).start
             server = DrainingServer(probe, started=started, drain=lambda: None)
             server.run([listener])
             listener.close()
-    return parts[0], parts[1], [answers.get() for _ in kinds]
+    return parts[0], parts[1], [answers.get(timeout=_PATIENCE_S) for _ in kinds]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -14,7 +14,9 @@ _CGROUP = Path("/sys/fs/cgroup")
 def free_memory(device: torch.device) -> int:
     """Bytes that can be taken now: of the GPU, or of this machine within the limit of its control group."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What this process has given back, torch keeps for its next allocation.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     return min(_free_of_machine(_MEMINFO.read_text().splitlines()), _free_of_group(_CGROUP))
 
 
@@ -28,6 +30,9 @@ def _free_of_group(folder: Path) -> int:
     try:
         limit = (folder / "memory.max").read_text().strip()
         used = int((folder / "memory.current").read_text())
+        counts = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
     except OSError:
         return 2**63
-    return 2**63 if limit == "max" else max(int(limit) - used, 0)
+    # Files that were read count as used until somebody needs the room.
+    reclaimable = sum(int(counts.get(name, 0)) for name in ("inactive_file", "active_file"))
+    return 2**63 if limit == "max" else max(int(limit) - used + reclaimable, 0)

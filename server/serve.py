@@ -24,7 +24,7 @@ from mappers.loading import LoadedModel, load_model
 from server.api.app import create_app
 from server.api.services import Services
 from server.banner import Access, print_banner
-from server.canary import not_ready, try_artifacts
+from server.canary import try_artifacts
 from server.data_dir import (
     ARTIFACTS_FOLDER,
     CANARIES_FOLDER,
@@ -184,9 +184,7 @@ def _assemble(
         signer=ReceiptSigner(_receipt_key(settings)),
         metrics=Metrics(CollectorRegistry(), engine.info.name, as_vllm=settings.metrics_compat == "vllm"),
         tracing=tracing,
-        not_ready=lambda: (
-            "the server is shutting down" if draining.is_set() else not_ready(catalog, profiles, policies.current)
-        ),
+        not_ready=lambda: "the server is shutting down" if draining.is_set() else None,
     )
 
 

@@ -11,6 +11,9 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+import structlog
+from starlette.types import ASGIApp, Receive, Scope, Send
+
 from server.settings import ConfigurationError
 from server.types import Receipt, SamplingParams
 
@@ -19,9 +22,12 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
 
+_log = structlog.get_logger(__name__)
+
 _LAST_SPANS_S = 2.0
 """A collector that is away, which is asked again and again, must not hold up the end of the server."""
-_UNTRACED = "/health/,/metrics"
+_UNTRACED = r"^https?://[^/]+/(health/|metrics$)"
+_BEGAN = "interlock.tracing"
 
 
 def open_provider(endpoint: str) -> TracerProvider:
@@ -58,17 +64,9 @@ class Tracing:
         self._tracer: Tracer = provider.get_tracer("interlock")
         self._model = model
 
-    def http(self, app: Any) -> Any:
+    def http(self, app: ASGIApp) -> ASGIApp:
         """The ASGI application with a span around every request but probes; callers' ``traceparent`` goes on."""
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
-
-        return OpenTelemetryMiddleware(
-            app,
-            excluded_urls=_UNTRACED,
-            tracer_provider=self._provider,
-            exclude_spans=["receive", "send"],
-            default_span_details=lambda scope: (scope["method"], {}),
-        )
+        return _TracedHttp(app, self._provider)
 
     def row(self, identity: str, prompt_tokens: int, sampling: SamplingParams) -> RowSpan:
         """Starts the span of a row; its parent is the request that is being handled."""
@@ -91,6 +89,62 @@ class Tracing:
         sending = threading.Thread(target=self._provider.shutdown, name="last-spans", daemon=True)
         sending.start()
         sending.join(_LAST_SPANS_S)
+
+
+class _TracedHttp:
+    """OpenTelemetry's middleware, kept from what it would tell or break.
+
+    Exceptions pass it by: it would export their messages, which may quote a request. Queries of URLs are left out.
+    Heads that it cannot read are served without a span.
+    """
+
+    def __init__(self, app: ASGIApp, provider: TracerProvider) -> None:
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+
+        self._app = app
+        traced: Any = OpenTelemetryMiddleware(
+            self._quietly,
+            excluded_urls=_UNTRACED,
+            tracer_provider=provider,
+            exclude_spans=["receive", "send"],
+            default_span_details=lambda scope: (scope["method"], {}),
+            server_request_hook=_without_query,
+        )
+        self._traced: ASGIApp = traced
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI interface."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began: list[Exception | None] = []
+        scope[_BEGAN] = began
+        try:
+            await self._traced(scope, receive, send)
+        except Exception as error:
+            if began:
+                raise
+            _log.warning("untraced", error=type(error).__name__)
+            await self._app(scope, receive, send)
+            return
+        if began and began[0] is not None:
+            raise began[0]
+
+    async def _quietly(self, scope: Scope, receive: Receive, send: Send) -> None:
+        from opentelemetry.trace import StatusCode, get_current_span
+
+        began: list[Exception | None] = scope[_BEGAN]
+        began.append(None)
+        try:
+            await self._app(scope, receive, send)
+        except Exception as error:  # noqa: BLE001 - raised again on the other side of the span
+            get_current_span().set_status(StatusCode.ERROR, type(error).__name__)
+            began[0] = error
+
+
+def _without_query(span: Span, scope: Scope) -> None:
+    if span.is_recording():
+        span.set_attribute("http.url", str(scope["path"]))
 
 
 class RowSpan:

@@ -44,9 +44,9 @@ def create_app(services: Services) -> FastAPI:
         redirect_slashes=False,
         generate_unique_id_function=lambda route: route.name,
         middleware=[
-            *([] if services.tracing is None else [Middleware(services.tracing.http)]),
             Middleware(RequestId, new_id=services.new_id),
             Middleware(OneMeaning),
+            *([] if services.tracing is None else [Middleware(services.tracing.http)]),
             Middleware(SameOrigin, is_open=lambda: app.state.services.keys.open),
         ],
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,8 @@ from server.cli.root import command_app
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
-PROGRAMS = ("soak", "durability", "beside", "lag")
-"""What the package runs by itself, without the options of suites."""
+PROGRAMS: Mapping[str, Set[str]] = {"soak": {"--minutes"}, "durability": set(), "beside": {"--repeats"}, "lag": set()}
+"""What the package runs by itself, and the options that each has."""
 
 app = command_app()
 
@@ -34,8 +35,12 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Tiny models, one repeat: shows that it runs, not how fast.")
     ] = False,
-    repeats: Annotated[int, typer.Option("--repeats", min=1, help="Repeats of every measurement.")] = 5,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="Threads of every contender.")] = 2,
+    repeats: Annotated[
+        int | None, typer.Option("--repeats", min=1, help="Repeats of every measurement.", show_default="5")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option("--threads", min=1, help="Threads of every contender.", show_default="2")
+    ] = None,
     models: Annotated[
         Path | None,
         typer.Option(
@@ -51,15 +56,18 @@ def bench(
             "the benchmarks are not installed with the package: run this from a checkout of the repository, where "
             "'make bench' does the same"
         )
+    places = {"--models": models, "--out": out}
+    flags = {"--list": list_suites, "--quick": quick, "--json": as_json}
+    counts = {"--repeats": repeats, "--threads": threads, "--minutes": minutes}
+    given = [name for name, value in (places | flags | counts).items() if value not in (None, False)]
     command = [sys.executable, "-m", "benchmarks", *(suites or [])]
-    if minutes is not None and suites != ["soak"]:
-        raise typer.BadParameter("only 'interlock bench soak' takes it", param_hint="--minutes")
-    if suites and suites[0] in PROGRAMS:
-        if len(suites) > 1:
-            raise typer.BadParameter(f"{suites[0]} runs by itself: leave the others out", param_hint="SUITE")
-        command += [] if minutes is None else [f"--minutes={minutes:g}"]
-        raise typer.Exit(subprocess.run(command, cwd=CHECKOUT, check=False).returncode)
-    command += [f"--repeats={repeats}", f"--threads={threads}"]
-    command += [flag for flag, wanted in (("--list", list_suites), ("--quick", quick), ("--json", as_json)) if wanted]
-    command += [f"--{name}={path.resolve()}" for name, path in (("models", models), ("out", out)) if path is not None]
+    program = next((name for name in suites or () if name in PROGRAMS), None)
+    if program is not None and len(suites or ()) > 1:
+        raise typer.BadParameter(f"{program} runs by itself: leave the others out", param_hint="SUITE")
+    known = PROGRAMS.get(program or "", counts.keys() - {"--minutes"} | places.keys() | flags.keys())
+    if unknown := [name for name in given if name not in known]:
+        raise typer.BadParameter(f"{program or 'a suite'} does not take it", param_hint=unknown[0])
+    command += [f"{name}={value:g}" for name, value in counts.items() if value is not None]
+    command += [name for name, wanted in flags.items() if wanted]
+    command += [f"{name}={path.resolve()}" for name, path in places.items() if path is not None]
     raise typer.Exit(subprocess.run(command, cwd=CHECKOUT, check=False).returncode)

@@ -101,16 +101,16 @@ def _artifacts(root: Path) -> Finding:
 
 def _canaries(folder: Path) -> Finding:
     """What was seen when the server last started."""
-    try:
-        canaries = kept_canaries(folder)
-    except ValueError as error:
-        return Finding("canaries", "warn", str(error), "remove it: the next start writes it anew")
-    failed = {identity: canary.failed for identity, canary in canaries.items() if canary.failed}
+    canaries = dict(kept_canaries(folder))
+    if broken := [name for name, canary in canaries.items() if canary is None]:
+        return Finding("canaries", "warn", f"{broken[0]}.json cannot be read", "the next start writes it anew")
+    failed = {name: canary.failed for name, canary in canaries.items() if canary is not None and canary.failed}
     if failed:
-        identity, reason = next(iter(failed.items()))
+        name, reason = next(iter(failed.items()))
+        identity, _, served = name.partition(".")
         remedy = "delete the artifact, or do what the reason says; until then requests that name it are refused"
         return Finding(
-            "canaries", "fail", f"{len(failed)} of {len(canaries)} failed: {identity[:12]}: {reason}", remedy
+            "canaries", "fail", f"{len(failed)} of {len(canaries)} failed: {identity[:12]} ({served}): {reason}", remedy
         )
     return Finding("canaries", "ok", f"{len(canaries)}, as they were at first" if canaries else "none yet")
 

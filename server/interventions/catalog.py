@@ -77,7 +77,7 @@ class Catalog:
         self._locate = locate
         self._model = model
         self._device = torch.device(device)
-        self._max_strength = max_strength
+        self.max_strength = max_strength
         self._resident = Residency(budget_bytes)
         self._refused: Mapping[str, str] = {}
 
@@ -148,7 +148,7 @@ class Catalog:
         return self._refused
 
     def refuse(self, artifact_id: str, reason: str) -> None:
-        """Lets no request use an artifact until it is deleted, or the server starts anew."""
+        """Lets no request use an artifact until it is forgotten, or the server starts anew."""
         self._refused = {**self._refused, artifact_id: reason}
 
     def forget(self, artifact_id: str) -> None:
@@ -157,9 +157,9 @@ class Catalog:
         self._refused = {one: reason for one, reason in self._refused.items() if one != artifact_id}
 
     def _check_numbers(self, spec: InterventionSpec) -> None:
-        if not math.isfinite(spec.strength) or abs(spec.strength) > self._max_strength:
+        if not math.isfinite(spec.strength) or abs(spec.strength) > self.max_strength:
             raise InvalidRequest(
-                f"strength must be a finite number with |strength| <= {self._max_strength:g}, got {spec.strength}",
+                f"strength must be a finite number with |strength| <= {self.max_strength:g}, got {spec.strength}",
                 param=f"{spec.param}.strength",
             )
         if spec.operation == "clamp":

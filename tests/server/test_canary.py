@@ -114,7 +114,7 @@ def test_an_artifact_that_does_something_else_is_refused_until_its_record_is_rem
         pass
     (file,) = (tmp_path / "canaries").glob(f"{switch}.*")
     kept = json.loads(file.read_text())
-    file.write_text(json.dumps(kept | {"logprobs": [value * 1.01 for value in kept["logprobs"]]}))
+    file.write_text(json.dumps(kept | {"logprobs": [value + 0.01 for value in kept["logprobs"]]}))
     with serving(model_folder, tmp_path) as (_, client):
         refused = ask(client, safety_switch="safe")
         assert refused.status_code == 400
@@ -134,24 +134,93 @@ def test_an_artifact_that_does_something_else_is_refused_until_its_record_is_rem
 
 
 @pytest.mark.parametrize("by", ["profile", "switch"])
-def test_a_server_is_not_ready_while_what_it_has_on_failed(model_folder, tmp_path, by):
+def test_a_server_is_not_ready_while_its_default_failed(model_folder, tmp_path, by):
     with serving(model_folder, tmp_path) as (services, client):
         switch = register(services, "safe", scaled(0))
-        register(services, "good", working)
+        assert client.put("/v1/profiles/guarded", json={"safety_switch": "safe", "shared": True}).is_success
         if by == "profile":
-            assert client.put("/v1/profiles/guarded", json={"safety_switch": "safe"}).is_success
+            document = {"default_profiles": {"tiny": "guarded"}}
+            assert client.put("/v1/policy", json={"document": document, "version": 0}).is_success
     options = {"switch": "safe"} if by == "switch" else {}
     with serving(model_folder, tmp_path, **options) as (services, client):
         answer = client.get("/health/ready")
-        assert answer.status_code == 503
-        assert "exactly what it does without" in answer.json()["error"]["message"]
-        assert switch in services.catalog.refused
-        assert ask(client, safety_switch="good").status_code == (200 if by == "profile" else 503)
-        if by == "profile":
-            assert client.delete("/v1/profiles/guarded").is_success
-            assert client.get("/health/ready").status_code == 200
-            assert client.delete("/v1/artifacts/safe").is_success
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "default_unavailable")
+        assert "exactly what it does without" in services.catalog.refused[switch]
+        assert ask(client).status_code == 503
+
+
+def test_what_only_a_profile_needs_is_refused_to_its_users_alone(model_folder, tmp_path):
+    with serving(model_folder, tmp_path) as (services, client):
+        register(services, "safe", scaled(0))
+        assert client.put("/v1/profiles/mine", json={"safety_switch": "safe"}).is_success
+    with serving(model_folder, tmp_path) as (services, client):
+        assert client.get("/health/ready").status_code == 200
+        assert ask(client).status_code == 200
+        assert ask(client, model="tiny:mine").status_code == 400
+        assert client.delete("/v1/profiles/mine").is_success
+        assert client.delete("/v1/artifacts/safe").is_success
+        assert services.catalog.refused == {}
+
+
+def test_vectors_are_tried_whatever_their_length_and_the_bound_on_strengths(model_folder, tmp_path):
+    lengths = {"tiny": 1e-12, "ordinary": 0.3, "long": 1e15, "nothing": 0.0}
+    with serving(model_folder, tmp_path) as (services, _):
+        made = {name: register(services, name, vector(length), "vector") for name, length in lengths.items()}
+        made["safe"] = register(services, "safe", working)
+    for _ in range(2):
+        with serving(model_folder, tmp_path, max_strength=0.01) as (services, client):
             assert services.catalog.refused == {}
+            assert services.catalog.resident_ids == frozenset(), "what was only tried is not in use"
+            assert client.get("/health/ready").status_code == 200
+    seen = {file.name.partition(".")[0] for file in (tmp_path / "canaries").iterdir() if "[]" not in file.read_text()}
+    assert seen == set(made.values()) - {made["nothing"]}
+
+
+def test_garbage_that_failed_may_come_again(model_folder, tmp_path):
+    with serving(model_folder, tmp_path) as (services, client):
+        switch = register(services, "safe", scaled(0))
+    with serving(model_folder, tmp_path) as (services, client):
+        assert switch in services.catalog.refused
+        assert client.delete("/v1/artifacts/safe/names/safe").is_success
+        removed = client.post("/v1/artifacts/gc", params={"older_than_s": 0}).json()
+        assert [one["id"] for one in removed["removed"]] == [switch]
+        assert services.catalog.refused == {}
+
+
+def test_a_switch_that_has_faded_is_noticed_in_the_coarsest_format(model_folder, tmp_path):
+    def start() -> tuple[Any, list[float]]:
+        with serving(model_folder, tmp_path, dtype="bfloat16") as (services, _):
+            return dict(services.catalog.refused), canary._Trial(services.engine, services.catalog)._off
+
+    with serving(model_folder, tmp_path, dtype="bfloat16") as (services, _):
+        switch = register(services, "safe", scaled(0.5))
+    refused, off = start()
+    assert refused == {}
+    (file,) = (tmp_path / "canaries").iterdir()
+    kept = json.loads(file.read_text())
+    # As if it had done three times as much at first: what is left of it lies within the format's tolerance.
+    more = [on + 2 * (on - bare) for on, bare in zip(kept["logprobs"], off, strict=True)]
+    assert canary._distance(more, kept["logprobs"]) < canary._TOLERANCE["bfloat16"]
+    file.write_text(json.dumps(kept | {"logprobs": more}))
+    assert "no longer does what it did" in start()[0][switch]
+
+
+def test_a_folder_that_cannot_be_written_stops_nothing(model_folder, tmp_path):
+    with serving(model_folder, tmp_path) as (services, _):
+        register(services, "safe", working)
+    (tmp_path / "canaries").write_text("in the way")
+    with serving(model_folder, tmp_path) as (services, client):
+        assert services.catalog.refused == {}
+        assert client.get("/health/ready").status_code == 200
+
+
+def test_an_engine_that_does_not_answer_stops_the_start(model_folder, tmp_path, monkeypatch):
+    with serving(model_folder, tmp_path) as (services, _):
+        register(services, "safe", working)
+    monkeypatch.setattr(canary, "_LIMIT_S", 0.2)
+    monkeypatch.setattr(Engine, "submit", lambda *_: None)
+    with pytest.raises(canary.EngineSilent, match="did not answer"), serving(model_folder, tmp_path):
+        pass
 
 
 def test_damaged_files_and_outputs_that_are_not_finite_are_refused(model_folder, tmp_path):
@@ -185,6 +254,8 @@ def test_what_no_longer_computes_the_same_without_interventions_is_blamed_on_all
     monkeypatch.setattr(Engine, "submit", disturbed)
     with serving(model_folder, tmp_path) as (services, _):
         assert services.catalog.refused == {switch: canary._LEFT_BEHIND}
+    (file,) = (tmp_path / "canaries").iterdir()
+    assert json.loads(file.read_text())["logprobs"] == [], "nothing of such a run is remembered"
 
 
 def test_other_weights_or_another_number_format_are_a_record_of_their_own(model_folder, tmp_path):

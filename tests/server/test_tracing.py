@@ -127,6 +127,38 @@ def test_a_row_that_is_given_up_or_fails_ends_its_span(model_folder, tmp_path, c
     assert ended == ["abort", "length"]
 
 
+def test_nothing_of_an_exception_or_a_query_is_told(model_folder, tmp_path, collector, monkeypatch):
+    def broken(*_: object) -> None:
+        raise RuntimeError(f"cannot read {MARKER}")
+
+    monkeypatch.setattr("server.api.openai.tokenization.check_model", broken)
+    with serving(model_folder, tmp_path, collector) as client:
+        answer = client.post(f"/tokenize?secret={MARKER}", json={"model": "tiny", "prompt": "a"})
+        assert answer.status_code == 500
+        assert answer.json()["error"]["request_id"] == answer.headers["x-request-id"]
+    (span,) = collector.spans
+    assert (span.status.code, span.status.message) == (Status.STATUS_CODE_ERROR, "RuntimeError")
+    assert facts(span)["http.url"] == "/tokenize"
+    assert not any(MARKER.encode() in content for content in collector.bodies)
+
+
+@pytest.mark.parametrize("field", ["User-Agent", "traceparent", "baggage"])
+def test_heads_that_cannot_be_read_are_served_without_a_span(model_folder, tmp_path, collector, field):
+    with serving(model_folder, tmp_path, collector) as client:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 1}
+        answer = client.post("/v1/completions", json=body, headers={field: b"\xff\xfe"})
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"].startswith("cmpl-")
+    assert [span.name for span in collector.spans if span.name == "llm_request"] == ["llm_request"]
+
+
+def test_routes_that_only_sound_like_probes_are_traced(model_folder, tmp_path, collector):
+    with serving(model_folder, tmp_path, collector) as client:
+        assert client.get("/v1/profiles/metrics").status_code == 404
+        assert client.get("/health/live").status_code == 200
+    assert [span.name for span in collector.spans] == ["GET"]
+
+
 def test_a_failed_row_is_an_error():
     class Recorded:
         def __init__(self) -> None:

@@ -37,8 +37,8 @@ async def live() -> Alive:
 def ready(services: InjectedServices) -> Alive:
     """200 when requests are taken, otherwise 503 with the reason.
 
-    Loading, draining, an engine that has stopped, or a default switch or profile that cannot be loaded: nothing is
-    answered without that.
+    Loading, draining, an engine that has stopped, or a default switch or profile that cannot be loaded or failed its
+    canary: nothing is answered without that.
     """
     reason = services.not_ready()
     if reason is None and not services.engine.healthy:

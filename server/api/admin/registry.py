@@ -177,6 +177,8 @@ def collect_garbage(
     removed = services.artifacts.collect(
         _in_use(services), older_than_s=wanted.older_than_s, by=principal.owner, dry_run=wanted.dry_run
     )
+    for one in () if wanted.dry_run else removed:
+        services.catalog.forget(one.id)
     return {
         "object": "artifact.collection",
         "dry_run": wanted.dry_run,

@@ -57,15 +57,17 @@ def test_what_is_no_suite_runs_by_itself_with_options_of_its_own(
     monkeypatch.setattr(subprocess, "run", run)
     assert interlock("bench", "soak", "--minutes", "0.5").code == 1
     assert interlock("bench", "lag").code == 1
+    assert interlock("bench", "beside", "--repeats", "3").code == 1
     module = [sys.executable, "-m", "benchmarks"]
-    assert commands == [[*module, "soak", "--minutes=0.5"], [*module, "lag"]]
-    assert interlock("bench", "soak", "long").code == 2
-    assert interlock("bench", "long", "--minutes", "1").code == 2
-    assert len(commands) == 2
+    assert commands == [[*module, "soak", "--minutes=0.5"], [*module, "lag"], [*module, "beside", "--repeats=3"]]
+    wrong = ("soak long", "long soak", "long --minutes 1", "lag --quick", "soak --repeats 2")
+    for arguments in map(str.split, wrong):
+        assert interlock("bench", *arguments).code == 2
+    assert len(commands) == 3
 
 
 def test_the_command_knows_what_the_package_runs_by_itself() -> None:
-    assert tuple(PROGRAMS) == server.cli.bench.PROGRAMS
+    assert list(PROGRAMS) == list(server.cli.bench.PROGRAMS)
     command = [sys.executable, "-m", "benchmarks", "soak", "--help"]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "--minutes" in ran.stdout
