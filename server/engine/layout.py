@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from server.engine.scheduler import Batch
 
 
+_COLUMN_STEP = 32
+
+
 @dataclass(frozen=True, slots=True)
 class Reach:
     """What the rows of a group write and read in layers of one kind: ``mask_n1T`` is None where all of T is read."""
@@ -137,12 +140,20 @@ def place_rows(batch: Batch, cache: KvCache) -> None:
         row.kv = cache.widen(row.kv, row.computed)
 
 
+def _attended(seen: int, columns: int, dtype: torch.dtype) -> int:
+    """Columns that a group attends to: in 16 bits a multiple of 32.
+
+    There oneDNN computes the products on a CPU, which compiles a kernel for every size it has not met, and keeps it.
+    """
+    return min(-(-seen // _COLUMN_STEP) * _COLUMN_STEP, columns) if dtype.itemsize == 2 else seen
+
+
 def _decode_group(first: int, pool: Pool, cache: KvCache, device: torch.device) -> DecodeGroup:
     computed = [slot.row.computed for slot in pool.slots]
     reach = []
     for (shape, _), columns in zip(cache.kinds, pool.columns, strict=True):
         seen = [min(c + 1, columns) for c in computed]
-        attended = max(seen)
+        attended = _attended(max(seen), columns, shape.dtype)
         mask_n1T = None
         if min(seen) < attended:
             hidden_nT = torch.arange(attended, device=device) >= torch.tensor(seen, device=device)[:, None]

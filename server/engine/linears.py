@@ -21,6 +21,9 @@ _SMALL = 1 << 17
 """Float32 weights up to which a plain product is faster than a oneDNN primitive (288 x 288 at one row: 9 and 17 us)."""
 _ROWS = 32
 """Rows that the packed layout is chosen for: as fast as any other at 1 and 8 rows, and the fastest at 32."""
+_FEW_ROWS = 64
+"""Rows up to which every number has a kernel of its own: so many decode at once, and a copy would cost them most."""
+_ROW_STEP = 16
 _LEVELS = 127
 """Largest absolute value of a weight or an activation in int8; -128 is not used, so that zero stays in the middle."""
 _ZERO = _LEVELS + 1
@@ -115,12 +118,29 @@ class _SharedProduct:
 def linear_product(weight_OI: Tensor, bias_O: Tensor | None, weight_format: WeightFormat) -> Product | None:
     """The fastest way to compute ``x W^T + b`` here; None where that is torch's own."""
     if weight_format == "int8":
-        return int8_product(weight_OI, bias_O)
+        return _of_few_sizes(int8_product(weight_OI, bias_O))
     if has_onednn():
         supported = weight_OI.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
         if supported or (weight_OI.dtype == torch.float32 and weight_OI.numel() > _SMALL):
-            return packed_product(weight_OI, bias_O)
+            return _of_few_sizes(packed_product(weight_OI, bias_O))
     return None
+
+
+def _of_few_sizes(product: Product) -> Product:
+    """The same product, computed for a multiple of 16 rows where there are more than 64, as when prompts are read.
+
+    oneDNN compiles a kernel for every number of rows that it has not met, in milliseconds, and keeps a thousand of
+    them, in a hundred megabytes and more.
+    """
+
+    def padded(x_I: Tensor) -> Tensor:
+        rows = x_I.shape[-2] if x_I.dim() > 1 else 1
+        spare = -rows % _ROW_STEP
+        if rows <= _FEW_ROWS or not spare:
+            return product(x_I)
+        return product(nn.functional.pad(x_I, (0, 0, 0, spare)))[..., :rows, :]
+
+    return padded
 
 
 def packed_product(weight_OI: Tensor, bias_O: Tensor | None) -> Product:

@@ -5,6 +5,7 @@ import random
 import pytest
 import torch
 
+from server.engine import layout
 from server.engine.kv import KvCache, LayerShape, PromptKv, Slot
 from server.engine.layout import StepLayout
 from server.engine.request import GenerationRequest
@@ -136,3 +137,9 @@ def test_a_row_that_decodes_and_is_left_out_is_an_error(cache):
     built(cache, *((row, 1) for row in rows))
     with pytest.raises(AssertionError, match="takes part in every step"):
         built(cache, (rows[0], 1))
+
+
+@pytest.mark.parametrize(("dtype", "attended"), [(torch.float32, 21), (torch.bfloat16, 32)])
+def test_sixteen_bits_attend_to_few_numbers_of_columns(dtype, attended):
+    assert layout._attended(21, 200, dtype) == attended
+    assert layout._attended(198, 200, dtype) == (198 if dtype == torch.float32 else 200)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from mappers.errors import UnsupportedArchitecture
 from server.engine.linears import (
     EngineLinear,
+    _of_few_sizes,
     has_int8,
     has_onednn,
     install_linears,
@@ -245,3 +246,17 @@ def test_weights_are_counted_wherever_they_lie():
     linear = sum(m.weight.numel() * 4 for m in stock.model.modules() if isinstance(m, torch.nn.Linear))
     install_linears(int8.model, "int8")
     assert weight_bytes(int8.model) == every - linear + linear // 4
+
+
+@pytest.mark.parametrize(("rows", "computed"), [(1, 1), (63, 63), (64, 64), (65, 80), (80, 80), (200, 208)])
+def test_many_rows_are_computed_in_few_sizes(rows, computed):
+    seen = []
+
+    def product(x_I):
+        seen.append(x_I.shape[-2])
+        return 2 * x_I
+
+    x_1NI = torch.randn(1, rows, 3)
+    assert torch.equal(_of_few_sizes(product)(x_1NI), 2 * x_1NI)
+    assert torch.equal(_of_few_sizes(product)(x_1NI[0]), 2 * x_1NI[0])
+    assert seen == [computed, computed]
