@@ -27,6 +27,7 @@ from rich.table import Table
 from starlette.types import ASGIApp, Receive, Scope, Send
 from transformers import AutoTokenizer
 
+from benchmarks.figures import percentile
 from benchmarks.machine import write_cells
 from mappers.organisms import organism_path
 from mappers.organisms.corpus import training_examples
@@ -41,12 +42,10 @@ _PROBE_S = 0.005
 _CONTEXT = 16_384
 _BODY_BYTES = 2_000_000
 _MODEL = "long"
-
 _BASE = "llama-small-base"
 _OK = (200,)
 _STARTED = "started"
 _PATIENCE_S = 150.0
-
 
 Request = tuple[str, dict[str, Any], tuple[int, ...]]
 
@@ -126,11 +125,6 @@ def long_model(folder: Path) -> Path:
     return place
 
 
-def quantile(lags: Sequence[float], share: float) -> float:
-    """Of all lags, the one that ``share`` of them do not exceed."""
-    return sorted(lags)[min(int(share * len(lags)), len(lags) - 1)]
-
-
 def measure(seconds: float) -> tuple[list[float], list[float], list[tuple[str, int, int]]]:
     """Lags without and with the load, and what the clients were answered."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -176,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     table = Table("", "samples", "median", "p99", "largest", title="lag of the event loop, ms")
     cells: list[dict[str, Any]] = []
     for name, lags in (("idle", idle), ("under load", loaded)):
-        cell = {"median_s": statistics.median(lags), "p99_s": quantile(lags, 0.99), "largest_s": max(lags)}
+        cell = {"median_s": statistics.median(lags), "p99_s": percentile(lags, 99), "largest_s": max(lags)}
         table.add_row(name, str(len(lags)), *(f"{value * 1e3:.2f}" for value in cell.values()))
         cells.append({"load": name, "samples": len(lags), **cell})
     console.print(table)
@@ -184,7 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for kind, right, wrong in answers:
         counted.add_row(kind, str(right), str(wrong))
     console.print(counted)
-    met = quantile(loaded, 0.99) < AT_MOST_S and all(right and not wrong for _, right, wrong in answers)
+    met = percentile(loaded, 99) < AT_MOST_S and all(right and not wrong for _, right, wrong in answers)
     cells.append({"answers": {kind: {"right": right, "wrong": wrong} for kind, right, wrong in answers}})
     cells.append({"p99_at_most_s": AT_MOST_S, "met": met})
     console.print(str(write_cells("lag", cells, threads=2)))
