@@ -70,6 +70,7 @@ class JobContext:
         """
         weights = sum(parameter.nbytes for parameter in self.sketch(name).model.parameters())
         self.require_memory(weights, f"loading {name}"[:60], "free memory, or use a smaller model")
+        self.stage(f"loading {name}"[:96])
         execution = self.order.execution
         return load_model(
             self.order.models[name],
