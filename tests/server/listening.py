@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import httpx
 from starlette.types import ASGIApp
 
 from server.api.app import create_app
@@ -35,3 +36,12 @@ def serving(app: ASGIApp) -> Iterator[str]:
         server.should_exit = True
         thread.join()
         listener.close()
+
+
+def shared_client(url: str) -> httpx.Client:
+    """A client that several threads may use at once, as many connections as are asked for.
+
+    Its connections never grow old: one thread of an httpx client closes what has expired while another already writes
+    on it, and the answer of that one is lost.
+    """
+    return httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None, keepalive_expiry=None))

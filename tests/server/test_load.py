@@ -19,7 +19,7 @@ import torch
 from server.api.services import Services
 from server.serve import running_services
 from server.settings import read_settings
-from tests.server.listening import listening
+from tests.server.listening import listening, shared_client
 
 BATCH, WAITING = 8, 128
 TOKENS = 2000
@@ -43,8 +43,7 @@ def url(services: Services) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def web(url: str) -> Iterator[httpx.Client]:
-    """As many connections as are asked for, each used by one thread at a time."""
-    with httpx.Client(base_url=url, timeout=60, limits=httpx.Limits(max_connections=None)) as client:
+    with shared_client(url) as client:
         yield client
 
 

@@ -37,7 +37,7 @@ from server.registry.artifacts import ArtifactStore
 from server.registry.database import Database
 from tests.server.api.fakes import FakeJobs
 from tests.server.engine.conftest import WIDTH, tiny_model
-from tests.server.listening import listening
+from tests.server.listening import listening, shared_client
 
 LONG = 150
 
@@ -77,7 +77,7 @@ def url(services: Services) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def web(url: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=url, timeout=60) as client:
+    with shared_client(url) as client:
         yield client
 
 
