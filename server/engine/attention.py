@@ -28,6 +28,8 @@ from server.engine.layout import DecodeGroup, PromptGroup, StepLayout
 _T = TypeVar("_T")
 _ROWS = "interlock_rows"
 _OBSERVED = "interlock_observed"
+_LARGE_KEYS = 1 << 24
+"""Bytes of keys that no cache holds."""
 _HEEDED = {"scaling", "softcap", "sliding_window"}  # a window by way of the mask
 _WITHOUT_EFFECT = {
     "dropout",
@@ -206,13 +208,24 @@ def _decode(
     keys_nHTE, values_nHTF, mask_n1T = group.write(layer, key_HNE[:, group.tokens], value_HNF[:, group.tokens])
     heads = keys_nHTE.shape[1]
     query_nHGE = torch.unflatten(query_QNE[:, group.tokens].transpose(0, 1) * scale, 1, (heads, -1))
-    scores_nHGT = torch.matmul(query_nHGE, keys_nHTE.transpose(2, 3))
+    scores_nHGT = _scores(query_nHGE, keys_nHTE)
     if softcap is not None:
         scores_nHGT = torch.tanh(scores_nHGT / softcap) * softcap
     if mask_n1T is not None:
         scores_nHGT += mask_n1T[:, None]
     p_nHGT = scores_nHGT.softmax(-1, dtype=torch.float32).to(values_nHTF.dtype)
     return torch.matmul(p_nHGT, values_nHTF).flatten(1, 2)
+
+
+def _scores(query_nHGE: Tensor, keys_nHTE: Tensor) -> Tensor:
+    """The products of every query with the keys of its head, ``(n, H, G, T)``.
+
+    On a CPU the keys are the left factor in bfloat16 (1.5 to 4 times as fast) and where no cache holds them.
+    """
+    large = keys_nHTE.numel() * keys_nHTE.element_size() > _LARGE_KEYS
+    if keys_nHTE.device.type == "cpu" and (large or keys_nHTE.dtype == torch.bfloat16):
+        return torch.matmul(keys_nHTE, query_nHGE.transpose(2, 3)).transpose(2, 3).contiguous()
+    return torch.matmul(query_nHGE, keys_nHTE.transpose(2, 3))
 
 
 def _read(

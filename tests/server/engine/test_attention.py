@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from mappers.errors import UnsupportedArchitecture
+from server.engine import attention
 from server.engine.attention import observe_layers, packed_attention
 from server.engine.kv import KvCache, LayerShape
 from server.engine.layout import StepLayout
@@ -153,6 +154,15 @@ def test_each_row_gets_the_attention_of_one_row_alone(heads, queries, key_size, 
     assert attending.cache.nbytes == 0
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize(("heads", "queries"), [(4, 4), (2, 4), (1, 4)])
+def test_keys_that_no_cache_holds_give_the_same(heads, queries, softcap, monkeypatch):
+    monkeypatch.setattr(attention, "_LARGE_KEYS", 0)
+    attending = Attending(shapes_of(heads, 8, 6), queries, softcap=softcap)
+    attending.run(PROMPTS, decoded=20)
+    assert attending.worst() < 1e-5
+
+
 def test_prompts_that_march_in_step_are_read_apart():
     attending = Attending(shapes_of(2, 8, 8), 4)
     for row in [row_of(i, 60) for i in range(2)]:
@@ -172,8 +182,10 @@ def test_half_precision_stays_within_its_rounding(softcap):
 
 @pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("softcap", [None, 2.0])
-def test_what_a_row_holds_reaches_no_other_row(wrong, softcap):
+@pytest.mark.parametrize("large", [0, 1 << 24])
+def test_what_a_row_holds_reaches_no_other_row(wrong, softcap, large, monkeypatch):
     """NaN and infinity from the middle of a prompt on, and a row that takes the slot afterwards."""
+    monkeypatch.setattr(attention, "_LARGE_KEYS", large)
 
     def spoil(row, query, key, value):
         if row.request.id == "r2" and row.computed + key.shape[1] > 20:
