@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from server.engine.slot_memory import slot_memory
+
 if TYPE_CHECKING:
     from server.engine.row import Row
     from server.interventions.gates import GateMark
@@ -112,12 +114,10 @@ class Pool:
         self._fixed_slots = fixed_slots
         self.columns = [shape.columns(capacity) for shape, _ in kinds]
         sizes = [(shape, layers, shape.columns(capacity)) for shape, layers in kinds]
-        self.keys = [
-            torch.zeros(n, fixed_slots, s.heads, c, s.key_size, dtype=s.dtype, device=device) for s, n, c in sizes
-        ]
-        self.values = [
-            torch.zeros(n, fixed_slots, s.heads, c, s.value_size, dtype=s.dtype, device=device) for s, n, c in sizes
-        ]
+        self._key_memory = [slot_memory(n, (s.heads, c, s.key_size), s.dtype, device) for s, n, c in sizes]
+        self._value_memory = [slot_memory(n, (s.heads, c, s.value_size), s.dtype, device) for s, n, c in sizes]
+        self.keys = [memory.resize(fixed_slots, 0) for memory in self._key_memory]
+        self.values = [memory.resize(fixed_slots, 0) for memory in self._value_memory]
 
     @property
     def nbytes(self) -> int:
@@ -162,12 +162,10 @@ class Pool:
                 self._resize(len(self.slots))
 
     def _resize(self, slots: int) -> None:
-        for tensors in (self.keys, self.values):
-            for kind, old_LSHCX in enumerate(tensors):
-                new_LSHCX = old_LSHCX.new_zeros(old_LSHCX.shape[0], slots, *old_LSHCX.shape[2:])
-                kept = min(slots, old_LSHCX.shape[1], len(self.slots))
-                new_LSHCX[:, :kept] = old_LSHCX[:, :kept]
-                tensors[kind] = new_LSHCX
+        for tensors, memories in ((self.keys, self._key_memory), (self.values, self._value_memory)):
+            for kind, memory in enumerate(memories):
+                kept = min(slots, tensors[kind].shape[1], len(self.slots))
+                tensors[kind] = memory.resize(slots, kept)
 
 
 class KvCache:

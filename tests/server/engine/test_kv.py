@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.kv import KvCache, LayerShape, capacity_for, row_bytes
+from server.engine.slot_memory import CopiedSlots
 
 CONTEXT = 200
 FULL = LayerShape(heads=2, key_size=4, value_size=3, window=None, dtype=torch.float64)
@@ -93,6 +94,12 @@ def memory_runs_out(at: int | None, *calls: str):
 ALLOCATE, COPY = "new_zeros", "__setitem__"
 
 
+@pytest.fixture
+def copied(monkeypatch):
+    """Slots as on devices whose memory has to be there when it is asked for."""
+    monkeypatch.setattr("server.engine.kv.slot_memory", CopiedSlots)
+
+
 # -- length classes -------------------------------------------------------------------------------------------------
 
 
@@ -163,6 +170,7 @@ def test_a_row_that_leaves_takes_its_nan_with_it():
 # -- many rows ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("copied")
 def test_growing_one_slot_at_a_time_seldom_copies():
     cache = cache_of()
     sizes = set()
@@ -212,6 +220,7 @@ def to_be_widened():
     return cache, rows, lambda: cache.widen(rows[0].kv, 64), rows[0]
 
 
+@pytest.mark.usefixtures("copied")
 @pytest.mark.parametrize("prepare", [to_be_placed, to_be_widened])
 def test_memory_that_runs_out_anywhere_spoils_nothing_and_keeps_no_slot(prepare):
     for at in range(6 * len(set(SHAPES))):  # of keys and values: allocations, copies while growing, copies of the row
@@ -226,6 +235,7 @@ def test_memory_that_runs_out_anywhere_spoils_nothing_and_keeps_no_slot(prepare)
             assert_holds(cache, row)
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_row_can_leave_where_memory_has_run_out():
     cache = cache_of()
     rows = [placed(cache, 5) for _ in range(30)]
@@ -292,5 +302,19 @@ class Texts(RuleBasedStateMachine):
         assert self.cache.nbytes == 0
 
 
-TestTexts = Texts.TestCase
-TestTexts.settings = settings(max_examples=25, stateful_step_count=20, deadline=None)
+class CopiedTexts(Texts):
+    """The same where slots are copied when their number changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patched = patch("server.engine.kv.slot_memory", CopiedSlots)
+        self.patched.start()
+
+    def teardown(self) -> None:
+        self.patched.stop()
+        super().teardown()
+
+
+FEW = settings(max_examples=25, stateful_step_count=20, deadline=None)
+TestTexts, TestCopiedTexts = Texts.TestCase, CopiedTexts.TestCase
+TestTexts.settings = TestCopiedTexts.settings = FEW
