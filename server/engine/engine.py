@@ -358,8 +358,8 @@ class Engine:
     def _abandon(self, batch: Batch, error: Exception) -> None:
         _log.error("forward_failed", phase=batch.phase, rows=len(batch.rows), error=repr(error))
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        if out_of_memory and self._scheduler.live > 1:
-            self._scheduler.max_batch = self._scheduler.live // 2
+        if out_of_memory:
+            self._scheduler.compute_less()
         for row in batch.rows:
             if out_of_memory:
                 self._fail(row, "out_of_memory", "the device ran out of memory; try again with fewer tokens")

@@ -37,6 +37,9 @@ class Batch:
 _SCORED_TOKENS = 256
 """Tokens of a step, of all rows compared, for which the logits of the whole vocabulary are kept."""
 
+_SOUND_FORWARDS = 1000
+"""Forwards without lack of memory, half a minute or so, after which more is dared again."""
+
 
 class Scheduler:
     """Owners take turns, and each owner's requests come in order.
@@ -59,7 +62,8 @@ class Scheduler:
         may_start: Callable[[Row], bool] = lambda _row: True,
         start: Callable[[Row], None] = lambda _row: None,
     ) -> None:
-        self.max_batch = max_batch
+        self.max_batch = self._most = max_batch
+        self._sound = 0
         self._prefill_tokens = prefill_tokens
         self._idle_prefill_tokens = idle_prefill_tokens or prefill_tokens
         self._budget = budget
@@ -104,8 +108,21 @@ class Scheduler:
                 return batch
         return None
 
+    def compute_less(self) -> None:
+        """Halves the limit because the live rows were too much; it doubles again whenever 1,000 forwards went well.
+
+        A row that was alone is too large itself: the limit stays.
+        """
+        self._sound = 0
+        if self.live > 1:
+            self.max_batch = self.live // 2
+
     def commit(self, batch: Batch) -> None:
         """Records that the batch was computed; rows whose prompt is complete decode from now on."""
+        self._sound += 1
+        if self._sound >= _SOUND_FORWARDS:
+            self._sound = 0
+            self.max_batch = min(2 * self.max_batch, self._most)
         for row, count in zip(batch.rows, batch.counts, strict=True):
             if row not in self._spent:
                 continue

@@ -129,11 +129,34 @@ def test_a_lowered_limit_holds_for_new_rows():
     scheduler = Scheduler(max_batch=3, prefill_tokens=64)
     rows = submitted(scheduler, *(row(str(i), 1) for i in range(5)))
     scheduler.next_batch()
-    scheduler.max_batch = 1
+    scheduler.compute_less()
     for one in rows[:2]:
         scheduler.release(one)
     scheduler.next_batch()
     assert (scheduler.live, scheduler.waiting) == (1, 2)
+
+
+def test_one_row_that_is_too_large_lowers_no_limit():
+    scheduler = Scheduler(max_batch=3, prefill_tokens=64)
+    submitted(scheduler, row("large", 1))
+    scheduler.next_batch()
+    scheduler.compute_less()
+    assert scheduler.max_batch == 3
+
+
+def test_a_lowered_limit_rises_again_when_all_goes_well(monkeypatch):
+    monkeypatch.setattr("server.engine.scheduler._SOUND_FORWARDS", 10)
+    scheduler = Scheduler(max_batch=7, prefill_tokens=64)
+    submitted(scheduler, *(row(str(i), 1) for i in range(7)))
+    step(scheduler)
+    scheduler.compute_less()
+    limits = []
+    for forward in range(35):
+        if forward == 15:
+            scheduler.compute_less()
+        step(scheduler)
+        limits.append(scheduler.max_batch)
+    assert limits == [3] * 9 + [6] * 6 + [3] * 9 + [6] * 10 + [7]
 
 
 def admitted(scheduler: Scheduler) -> list[str]:
