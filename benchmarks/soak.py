@@ -3,6 +3,7 @@
 Clients ask plainly, with a switch, with a vector, through a profile that they have just changed, and in streams; some
 hang up, some hardly read, some send what has to be refused. Memory is compared between two moments at which the server
 is idle: after a warm-up, and at the end. Prefixes that are kept for reuse are memory on purpose, so they are taken off.
+At last the server gets SIGTERM while a stream runs.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ from server.quickstart.jobs import upload_datasets
 from server.quickstart.process import ServerProcess
 
 GROWTH_MB = 50.0
+_REFUSED_AFTER_S, _ENDED_AFTER_S = 0.1, 35.0
 _MODEL = "llama-small-backdoor"
 _LAYER, _WIDTH = 1, 96
 _CLIENTS = 8
@@ -45,6 +47,7 @@ _WARM_UP_S = 45.0
 _SAMPLE_S = 2.0
 _IDLE_LIMIT_S = 60.0
 _TOKENS = 32
+_LAST_TOKENS = 400
 _SLOW_S = 2.0
 _RECEIVE_BYTES = 4096
 _PATH = "/v1/completions"
@@ -86,6 +89,16 @@ class Sample:
     files: int
     kv_share: float
     ended: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """What followed on SIGTERM: seconds until ``/health/ready`` said 503 and until the process had ended."""
+
+    refused_after_s: float
+    ended_after_s: float
+    exit_code: int
+    stream_complete: bool
 
 
 def judged(answer: dict[str, Any], wanted: Sequence[str]) -> str:
@@ -219,6 +232,33 @@ def traffic(url: str, prompts: Sequence[str], seconds: float, sample: Callable[[
     return visits
 
 
+def drain(server: ServerProcess, prompt: str) -> Drain:
+    """Sends SIGTERM as soon as the first token of a stream has come."""
+    running, complete = threading.Event(), threading.Event()
+    body = {"model": _MODEL, "prompt": prompt, "max_tokens": _LAST_TOKENS, "ignore_eos": True, "stream": True}
+
+    def read() -> None:
+        with httpx.stream("POST", server.url + _PATH, json=body, timeout=120) as answer:
+            for line in answer.iter_lines():
+                running.set()
+                if line == "data: [DONE]":
+                    complete.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    running.wait(_IDLE_LIMIT_S)
+    with httpx.Client(base_url=server.url) as client:
+        client.get("/health/ready")
+        began = time.monotonic()
+        server.terminate()
+        while client.get("/health/ready").status_code == httpx.codes.OK:
+            pass
+        refused = time.monotonic() - began
+    reader.join()
+    code = server.wait()
+    return Drain(round(refused, 4), round(time.monotonic() - began, 2), code, complete.is_set())
+
+
 class Watch:
     """Takes samples of one server."""
 
@@ -286,9 +326,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 before = watch.idle()
                 visits = traffic(server.url, prompts, seconds, lambda: samples.append(watch.sample()))
                 after = watch.idle()
+            drained = drain(server, prompts[0])
         finally:
             server.stop()
-    report(visits, before, after, samples, seconds)
+    report(visits, before, after, samples, seconds, drained)
 
 
 def drift(visits: Sequence[Visit], kind: str, seconds: float) -> tuple[float, float]:
@@ -298,7 +339,9 @@ def drift(visits: Sequence[Visit], kind: str, seconds: float) -> tuple[float, fl
     return statistics.median(first or [float("nan")]), statistics.median(last or [float("nan")])
 
 
-def report(visits: list[Visit], before: Sample, after: Sample, samples: list[Sample], seconds: float) -> None:
+def report(
+    visits: list[Visit], before: Sample, after: Sample, samples: list[Sample], seconds: float, drained: Drain
+) -> None:
     """The tables, the file, and the exit status."""
     wrong = [visit for visit in visits if visit.wrong]
     taken = sum(visit.kind != Visitor.refused.__name__ for visit in visits)
@@ -310,6 +353,14 @@ def report(visits: list[Visit], before: Sample, after: Sample, samples: list[Sam
         "rows that ended, one for each request taken": (
             f"{after.ended - before.ended} of {taken}",
             after.ended - before.ended == taken,
+        ),
+        f"not ready {_REFUSED_AFTER_S * 1e3:.0f} ms after SIGTERM": (
+            f"{drained.refused_after_s * 1e3:.0f} ms",
+            drained.refused_after_s < _REFUSED_AFTER_S,
+        ),
+        f"the stream complete, and the process ended with 0 within {_ENDED_AFTER_S:.0f} s": (
+            f"{drained.ended_after_s:.1f} s, exit code {drained.exit_code}",
+            drained.stream_complete and drained.exit_code == 0 and drained.ended_after_s < _ENDED_AFTER_S,
         ),
     }
     moments = Table("", "idle, before", "most", "idle, after", title=f"{seconds / 60:g} minutes, {_CLIENTS} clients")
@@ -330,6 +381,7 @@ def report(visits: list[Visit], before: Sample, after: Sample, samples: list[Sam
         _console.print(f"{visit.kind} at {visit.at_s:.1f} s: {visit.wrong}", highlight=False, markup=False)
     cells: list[dict[str, Any]] = [
         {"seconds": seconds, "clients": _CLIENTS, "before": asdict(before), "after": asdict(after)},
+        {"drain": asdict(drained)},
         *(
             {"visit": kind, "times": counts[kind], "wrong": wrongs[kind], "first_fifth_s": first, "last_fifth_s": last}
             for kind, (first, last) in took.items()

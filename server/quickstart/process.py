@@ -59,15 +59,23 @@ class ServerProcess:
         tail = self.log.read_text(errors="replace")[-2000:]
         raise CommandFailed(f"the server did not become ready; its log says:\n{tail}")
 
+    def terminate(self) -> None:
+        """Asks the server to drain and end."""
+        self._process.terminate()
+
+    def wait(self) -> int:
+        """Waits for the end, insists on it after a while, and returns the exit code."""
+        try:
+            return self._process.wait(_STOP_LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            return self._process.wait()
+
     def stop(self) -> None:
-        """Asks the server to drain and end, and insists after a while."""
+        """Both, unless it has ended already."""
         if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(_STOP_LIMIT_S)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self.terminate()
+            self.wait()
 
 
 def _free_port() -> int:
