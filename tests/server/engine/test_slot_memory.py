@@ -1,6 +1,5 @@
 """Memory that grows and shrinks by slots: what it holds, what it costs, and what happens where there is none."""
 
-import mmap
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -54,23 +53,30 @@ def test_growing_within_the_reserve_moves_nothing(dtype):
     assert memory.resize(65, 64).dtype == dtype
 
 
-def resident_pages() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1])
+def resident_bytes(address: int) -> int:
+    """Of the mapping that holds ``address``."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        first, *rest = line.split()
+        if not first.endswith(":"):
+            start, stop = (int(bound, 16) for bound in first.split("-"))
+            inside = start <= address < stop
+        elif inside and first == "Rss:":
+            return int(rest[0]) * 1024
+    raise AssertionError("no mapping holds this address")
 
 
 @linux
 def test_only_slots_in_use_take_memory():
     mib = 2**20
     memory = ReservedSlots(4, (1, mib // 4, 1), torch.float32)
-    before = resident_pages()
-    held = memory.resize(64, 0)  # 256 MiB of addresses
+    held = memory.resize(64, 0)  # 512 MiB of addresses, 4 MiB a slot
+    before = resident_bytes(held.data_ptr())
     held[:, :16] = 1
-    taken = (resident_pages() - before) * mmap.PAGESIZE
-    assert 60 * mib < taken < 100 * mib
-    held[:, 2:] = 0
+    assert 64 * mib <= resident_bytes(held.data_ptr()) - before < 66 * mib
+    held[:, 2:16] = 0
     memory.resize(2, 2)
-    left = (resident_pages() - before) * mmap.PAGESIZE
-    assert left < 30 * mib
+    assert resident_bytes(held.data_ptr()) - before < 10 * mib
 
 
 @linux
