@@ -38,10 +38,13 @@ from server.types import (
     TokensScored,
 )
 
+_Reason = tuple[ErrorCode, str]
 _log = structlog.get_logger(__name__)
 _IDLE_POLL_S = 0.5
 _SHUTDOWN_WAIT_S = 5.0
 _NON_FINITE = "the model's output is not finite; lower the strength of the steering"
+_OUT_OF_MEMORY: _Reason = ("out_of_memory", "the device ran out of memory; try again with fewer tokens")
+_BROKEN: _Reason = ("engine_failed", "the engine failed on this request's batch")
 _PEER_GONE = "nobody waits for a row that this one was compared with"
 
 Sink = Callable[[Event], None]
@@ -80,6 +83,7 @@ class Engine:
         self._accepting = True
         self._stopping = threading.Event()
         self._sampling: SamplingPlan | None = None
+        self._raised = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     # -- called from any thread ---------------------------------------------------------------------------------
@@ -153,17 +157,7 @@ class Engine:
         """Running and waiting generations."""
         with self._lock:
             rows = list(self._rows.values())
-        return [
-            GenerationInfo(
-                id=row.request.id,
-                owner=row.request.owner,
-                state=row.state,
-                prompt_tokens=row.prompt_len,
-                completion_tokens=row.generated,
-                interventions=tuple((a.resolved.name, a.resolved.strength) for a in row.interventions),
-            )
-            for row in rows
-        ]
+        return [row.told() for row in rows]
 
     def stats(self) -> EngineStats:
         """Figures of this moment; other threads may read them while the engine goes on."""
@@ -198,12 +192,14 @@ class Engine:
         batch = self._scheduler.next_batch()
         if batch is None:
             return False
+        result = None
         try:
             result = self._runner.forward(batch)
             tokens, logprobs = self._draw(result)
-        except Exception as error:  # noqa: BLE001 - a forward that raises ends its batch, never the server
-            self._abandon(batch, error)
+        except Exception as error:  # noqa: BLE001 - a forward that raises ends rows, never the server
+            self._abandon(batch, error, computed=result is not None)
             return True
+        self._raised = False
         self._scheduler.commit(batch)
         self._deliver(result, tokens, logprobs)
         return True
@@ -355,16 +351,19 @@ class Engine:
                 self._rows.pop(row.request.id, None)
         return rows
 
-    def _abandon(self, batch: Batch, error: Exception) -> None:
+    def _abandon(self, batch: Batch, error: Exception, *, computed: bool) -> None:
+        """Ends the rows whose prompts were read. Those that decode lost nothing, unless the forward was complete, and
+        are computed again; should the next forward raise as well, it ends all of its rows.
+        """
         _log.error("forward_failed", phase=batch.phase, rows=len(batch.rows), error=repr(error))
         out_of_memory = isinstance(error, torch.OutOfMemoryError)
         if out_of_memory:
             self._scheduler.compute_less()
-        for row in batch.rows:
-            if out_of_memory:
-                self._fail(row, "out_of_memory", "the device ran out of memory; try again with fewer tokens")
-            else:
-                self._fail(row, "engine_failed", "the engine failed on this request's batch")
+        reading = [row for row in batch.rows if row.state != "decode"]
+        ended = batch.rows if computed or self._raised or not reading else reading
+        self._raised = True
+        for row in ended:
+            self._fail(row, *(_OUT_OF_MEMORY if out_of_memory else _BROKEN))
 
     def _release(self, row: Row) -> None:
         """The one place where a row and its peers give everything back; a second call does nothing."""

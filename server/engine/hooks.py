@@ -60,12 +60,14 @@ class PlanHooks:
             self._open_X[-1] = True
 
     def end(self) -> dict[int, str]:
-        """Ends the forward; returns failed batch rows with the reason. Checks sites fired against sites planned."""
+        """Ends the forward; returns failed batch rows with the reason. Checks sites fired against sites planned.
+
+        The plan is to be committed once nothing of the forward can fail any more.
+        """
         plan, self._plan = self._plan, EMPTY_PLAN
         for site in plan.sites - self._fired:
             for row in plan.rows_at(site):
                 self._failed[row] = f"the planned intervention at {site} did not run"
-        plan.commit(self._failed)
         return self._failed
 
     @contextmanager

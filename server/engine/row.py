@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from server.engine.request import GenerationRequest
 from server.engine.text import RowText, TextCodec
-from server.types import Event, TokenLogprob
+from server.types import Event, GenerationInfo, TokenLogprob
 
 if TYPE_CHECKING:
     from server.engine.kv import PromptKv, Slot
@@ -64,6 +64,17 @@ class Row:
         taken = [*self.interventions, *self.ended]
         self.interventions, self.ended = [], []
         return taken
+
+    def told(self) -> GenerationInfo:
+        """What others may know of it at this moment."""
+        return GenerationInfo(
+            id=self.request.id,
+            owner=self.request.owner,
+            state=self.state,
+            prompt_tokens=self.prompt_len,
+            completion_tokens=self.generated,
+            interventions=tuple((a.resolved.name, a.resolved.strength) for a in self.interventions),
+        )
 
     @property
     def together(self) -> tuple[Row, ...]:

@@ -95,7 +95,19 @@ class Runner:
 
     @torch.inference_mode()
     def forward(self, batch: Batch) -> StepResult:
-        """Computes the batch's tokens and applies its interventions. Raises what the model raises."""
+        """Computes the batch's tokens and applies its interventions.
+
+        Raises what the model raises, and then rows that decode are as they were: they can be computed again.
+        """
+        before = self.meters.copy() if batch.phase == "mixed" and self.meters.in_use else None
+        try:
+            return self._forward(batch)
+        except Exception:
+            if before is not None:
+                self.meters.put_back(before)
+            raise
+
+    def _forward(self, batch: Batch) -> StepResult:
         if self._static is not None and batch.phase == "decode":
             place_rows(batch, self.cache)
             rows = tuple(slot.row for slot in self.cache.pools[0].slots)
@@ -117,7 +129,8 @@ class Runner:
         everything = len(wanted) == len(ids)
         if self._selects_logits:
             arguments["logits_to_keep"] = 0 if everything else torch.tensor(wanted, device=self.device)
-        self._hooks.begin(self._planned(batch, layout))
+        plan = self._planned(batch, layout)
+        self._hooks.begin(plan)
         self._gates.begin(self.reuse.kept_layers(layout), layout.skipped, self.reuse.resumed(layout))
         try:
             with packed_attention(self._model.config, layout):
@@ -128,7 +141,9 @@ class Runner:
         self.reuse.note(layout, outputs_1ND, self._hooks.noted)
         if not self._selects_logits and not everything:
             logits_KV = logits_KV[wanted]
-        return self._result(layout, kept, logits_KV, failed)
+        result = self._result(layout, kept, logits_KV, failed)
+        plan.commit(failed)
+        return result
 
     def close(self) -> None:
         """Takes the hooks off the model."""

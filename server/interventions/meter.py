@@ -46,6 +46,19 @@ class MeterBank:
         """Places taken; 0 when no row with interventions is live."""
         return len(self.sums_N) - 1 - len(self._free)
 
+    def copy(self) -> tuple[Tensor, ...]:
+        """All that was measured so far, for :meth:`put_back`."""
+        return tuple(measured.clone() for measured in self._measured)
+
+    def put_back(self, earlier: tuple[Tensor, ...]) -> None:
+        """Forgets what was measured since; no place may have been opened meanwhile."""
+        for measured, before in zip(self._measured, earlier, strict=True):
+            measured.copy_(before)
+
+    @property
+    def _measured(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.sums_N, self.left_N, self.counts_N4, self.drifts_N2
+
     def open(self) -> int:
         """Takes a place whose sums start at zero and whose gate is closed."""
         if not self._free:
@@ -56,8 +69,8 @@ class MeterBank:
             self.drifts_N2 = torch.cat([self.drifts_N2, torch.zeros_like(self.drifts_N2)])
             self._free = list(range(2 * size - 1, size - 1, -1))
         place = self._free.pop()
-        for tensor in (self.sums_N, self.left_N, self.counts_N4, self.drifts_N2):
-            tensor[place] = 0
+        for measured in self._measured:
+            measured[place] = 0
         return place
 
     def count(self, place_K: Tensor, score_K: Tensor, open_K: Tensor, counts_K4: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from server.engine.request import GenerationRequest, InterventionUpdate
 from server.errors import Conflict, ContextLengthExceeded, InvalidRequest, NotFound, Overloaded, Unavailable
 from server.types import Failed, Finished
 from tests.server.engine.conftest import LONG, PROMPT, Harness, assert_all_free, greedy
-from tests.server.engine.interventions import switch, vector
+from tests.server.engine.interventions import gated, switch, vector
 
 
 def request_of(id: str, prompt=PROMPT, sampling=None, interventions=()) -> GenerationRequest:
@@ -185,15 +186,16 @@ def test_a_receiver_may_cancel_from_inside(harness):
 # -- failures of the forward ----------------------------------------------------------------------------------------
 
 
-def fail_once(harness: Harness, monkeypatch, error: Exception) -> None:
-    model = harness.engine._runner._model
-    forward = model.forward
+def fail_once(harness: Harness, monkeypatch, error: Exception, part: str = "") -> None:
+    """The next forward raises; at once, or where it comes to a part of the model."""
+    module = harness.engine._runner._model.get_submodule(part)
+    forward = module.forward
 
-    def raising(**arguments):
-        monkeypatch.setattr(model, "forward", forward)
+    def raising(*inputs, **arguments):
+        monkeypatch.setattr(module, "forward", forward)
         raise error
 
-    monkeypatch.setattr(model, "forward", raising)
+    monkeypatch.setattr(module, "forward", raising)
 
 
 def test_a_forward_that_raises_ends_its_batch_and_no_more(llama, make_harness, monkeypatch):
@@ -206,6 +208,42 @@ def test_a_forward_that_raises_ends_its_batch_and_no_more(llama, make_harness, m
     assert [outcomes[i].end.code for i in ids[:3]] == ["engine_failed"] * 3
     assert "broken" not in outcomes[ids[0]].end.message
     assert [outcomes[i].tokens for i in ids[3:]] == [expected] * 2
+    assert_all_free(harness)
+
+
+@pytest.mark.parametrize("part", ["", "lm_head"])
+@pytest.mark.parametrize("error", [ValueError("broken"), torch.OutOfMemoryError("no memory")])
+def test_answers_go_on_where_the_forward_fails_that_reads_a_prompt(llama, make_harness, monkeypatch, part, error):
+    """Nothing of the failed forward is counted twice, though in the last part of the model all sites have acted."""
+    used = (vector(seed=5, strength=3.0), gated(switch(layers=(1, 2)), hold=3))
+    harness = make_harness(llama)
+    expected = harness.alone(PROMPT, interventions=used)
+    answering = harness.submit(PROMPT, interventions=used)
+    for _ in range(4):
+        harness.step()
+    reading = harness.submit(LONG)
+    fail_once(harness, monkeypatch, error, part)
+    outcomes = harness.run()
+    assert isinstance(outcomes[reading].end, Failed)
+    assert outcomes[answering].tokens == expected.tokens
+    for found, wanted in zip(outcomes[answering].end.receipts, expected.end.receipts, strict=True):
+        assert found.mean_relative_change == pytest.approx(wanted.mean_relative_change, rel=1e-4)
+        assert replace(found, mean_relative_change=0) == replace(wanted, mean_relative_change=0)
+    assert_all_free(harness)
+
+
+def test_a_second_forward_that_fails_ends_the_answers_too(llama, make_harness, monkeypatch):
+    harness = make_harness(llama)
+    answering = harness.submit(PROMPT)
+    harness.step()
+    reading, waiting = harness.submit(LONG), harness.submit(LONG)
+    fail_once(harness, monkeypatch, ValueError("broken"))
+    harness.step()
+    assert (harness.outcomes[answering].end, harness.outcomes[reading].end.code) == (None, "engine_failed")
+    other = harness.submit(PROMPT)
+    fail_once(harness, monkeypatch, ValueError("broken"))
+    harness.step()
+    assert [harness.outcomes[i].end.code for i in (answering, waiting, other)] == ["engine_failed"] * 3
     assert_all_free(harness)
 
 

@@ -35,7 +35,9 @@ class Stage:
         for block in self.blocks:
             for _ in range(passes):
                 h_ND = block(h_ND[None])[0]
-        return h_ND, self.hooks.end()
+        failed = self.hooks.end()
+        plan.commit(failed)
+        return h_ND, failed
 
     def alone(self, used, h_ND):
         return self.forward(self.plan([used], [len(h_ND)]), h_ND)[0]
@@ -145,8 +147,11 @@ def test_a_failed_turn_does_not_stop_what_others_do_next(stage):
 def test_a_block_that_runs_twice_or_never_fails_its_rows(stage):
     h_ND = random_rows(2)
     assert set(stage.forward(stage.plan([(), (vector(),)]), h_ND, passes=2)[1]) == {1}
-    stage.hooks.begin(stage.plan([(vector(),), ()]))
-    assert set(stage.hooks.end()) == {0}
+    plan = stage.plan([(vector(),), ()])
+    stage.hooks.begin(plan)
+    failed = stage.hooks.end()
+    plan.commit(failed)
+    assert set(failed) == {0}
     assert [one.generated_tokens for one in stage.rows[0].interventions] == [0]
 
 
