@@ -38,13 +38,10 @@ from server.types import (
     TokensScored,
 )
 
-_Reason = tuple[ErrorCode, str]
 _log = structlog.get_logger(__name__)
 _IDLE_POLL_S = 0.5
 _SHUTDOWN_WAIT_S = 5.0
 _NON_FINITE = "the model's output is not finite; lower the strength of the steering"
-_OUT_OF_MEMORY: _Reason = ("out_of_memory", "the device ran out of memory; try again with fewer tokens")
-_BROKEN: _Reason = ("engine_failed", "the engine failed on this request's batch")
 _PEER_GONE = "nobody waits for a row that this one was compared with"
 
 Sink = Callable[[Event], None]
@@ -74,7 +71,7 @@ class Engine:
             budget=limits.memory.kv,
             cost=lambda row: runner.cache.row_bytes(row.request.tokens_at_most),
             may_start=runner.reuse.may_start,
-            start=runner.reuse.start,
+            start=self._start,
         )
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._rows: dict[str, Row] = {}
@@ -83,7 +80,6 @@ class Engine:
         self._accepting = True
         self._stopping = threading.Event()
         self._sampling: SamplingPlan | None = None
-        self._raised = False
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
     # -- called from any thread ---------------------------------------------------------------------------------
@@ -199,7 +195,6 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - a forward that raises ends rows, never the server
             self._abandon(batch, error, computed=result is not None)
             return True
-        self._raised = False
         self._scheduler.commit(batch)
         self._deliver(result, tokens, logprobs)
         return True
@@ -351,19 +346,30 @@ class Engine:
                 self._rows.pop(row.request.id, None)
         return rows
 
+    def _start(self, row: Row) -> None:
+        try:
+            self._runner.reuse.start(row)
+        except Exception as error:  # noqa: BLE001 - what one prompt would take ends that prompt only
+            self._fail(row, *self._reason(error, "start", 1))
+
     def _abandon(self, batch: Batch, error: Exception, *, computed: bool) -> None:
-        """Ends the rows whose prompts were read. Those that decode lost nothing, unless the forward was complete, and
-        are computed again; should the next forward raise as well, it ends all of its rows.
+        """Ends the rows whose prompts were read. Those that decode lost nothing unless the forward was complete: they
+        are computed again, by themselves, and end if that fails.
         """
-        _log.error("forward_failed", phase=batch.phase, rows=len(batch.rows), error=repr(error))
-        out_of_memory = isinstance(error, torch.OutOfMemoryError)
-        if out_of_memory:
-            self._scheduler.compute_less()
-        reading = [row for row in batch.rows if row.state != "decode"]
-        ended = batch.rows if computed or self._raised or not reading else reading
-        self._raised = True
+        reason = self._reason(error, batch.phase, len(batch.rows))
+        ended = [row for row in batch.rows if row.state != "decode"]
+        if computed or not ended:
+            ended = list(batch.rows)
+        self._scheduler.decode_alone()
         for row in ended:
-            self._fail(row, *(_OUT_OF_MEMORY if out_of_memory else _BROKEN))
+            self._fail(row, *reason)
+
+    def _reason(self, error: Exception, phase: str, rows: int) -> tuple[ErrorCode, str]:
+        _log.error("forward_failed", phase=phase, rows=rows, error=repr(error))
+        if not isinstance(error, torch.OutOfMemoryError):
+            return "engine_failed", "the engine failed on this request's batch"
+        self._scheduler.compute_less()
+        return "out_of_memory", "the device ran out of memory; try again with fewer tokens"
 
     def _release(self, row: Row) -> None:
         """The one place where a row and its peers give everything back; a second call does nothing."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -142,11 +143,13 @@ class PrefixReuse:
         if not row.revision:
             if isinstance(row.kv, Slot) and plan.keys:
                 self.prefixes.extend(row, plan)
-            for number in self.prefixes.missing(plan):
-                block = self._cache.block(row.kv, number * BLOCK, (number + 1) * BLOCK)
-                known = plan.outputs_known(number)
-                block.hidden_PD = {layer: kept for layer, kept in block.hidden_PD.items() if layer in known}
-                self.prefixes.put(plan, number, block)
+            # What others might reuse is not worth an answer: where memory is short it is not kept.
+            with suppress(torch.OutOfMemoryError):
+                for number in self.prefixes.missing(plan):
+                    block = self._cache.block(row.kv, number * BLOCK, (number + 1) * BLOCK)
+                    known = plan.outputs_known(number)
+                    block.hidden_PD = {layer: kept for layer, kept in block.hidden_PD.items() if layer in known}
+                    self.prefixes.put(plan, number, block)
         self.prefixes.settle(plan)
 
     def settle(self, row: Row) -> None:

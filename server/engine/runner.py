@@ -112,6 +112,7 @@ class Runner:
             place_rows(batch, self.cache)
             rows = tuple(slot.row for slot in self.cache.pools[0].slots)
             if (done := self._static.forward(rows)) is not None:
+                self._repeats = 0
                 return _decoded(rows, *done)
         layout = StepLayout.build(batch, self.cache, self.device)
         ids: list[int] = []

@@ -47,8 +47,8 @@ class Scheduler:
     ``max_batch`` rows are live at once, as far as ``budget`` holds what ``cost`` says each may need (any unit); the
     last comparison admitted may exceed that number, as its rows are never part of a larger batch.
     ``prefill_tokens`` prompt tokens at most are computed in a step, ``idle_prefill_tokens`` where none decodes.
-    ``may_start`` can hold a row back for a while; ``start`` is called when a row is admitted, and may find that part of
-    its prompt is computed already.
+    ``may_start`` can hold a row back for a while; ``start`` is called when a row is admitted; it may find that part of
+    its prompt is computed already, or release the row.
     """
 
     def __init__(
@@ -64,6 +64,7 @@ class Scheduler:
     ) -> None:
         self.max_batch = self._most = max_batch
         self._sound = 0
+        self._alone = False
         self._prefill_tokens = prefill_tokens
         self._idle_prefill_tokens = idle_prefill_tokens or prefill_tokens
         self._budget = budget
@@ -117,6 +118,10 @@ class Scheduler:
         if self.live > 1:
             self.max_batch = self.live // 2
 
+    def decode_alone(self) -> None:
+        """Has the next step compute the rows that decode without prompts: so it shows whether they can be computed."""
+        self._alone = True
+
     def commit(self, batch: Batch) -> None:
         """Records that the batch was computed; rows whose prompt is complete decode from now on."""
         self._sound += 1
@@ -161,6 +166,8 @@ class Scheduler:
             if queue:
                 self._waiting[owner] = queue
             for row, cost in zip(rows, costs, strict=True):
+                if row.released:  # another one of them could not be started
+                    continue
                 self._spent[row] = cost
                 row.state = "score" if row.request.scored_ids else "prefill"
                 (self._compared if row.state == "score" else self._reading).append(row)
@@ -174,7 +181,8 @@ class Scheduler:
 
     def _continue(self) -> Batch | None:
         """All rows that decode, and prompt tokens of which nothing is known."""
-        chunks = self._share([row for row in self._reading if not row.skipped])
+        alone, self._alone = self._alone and bool(self._decoding), False
+        chunks = [] if alone else self._share([row for row in self._reading if not row.skipped])
         rows = (*self._decoding, *(row for row, _ in chunks))
         return Batch(rows, (*(1 for _ in self._decoding), *(count for _, count in chunks))) if rows else None
 

@@ -9,6 +9,7 @@ import math
 import mmap
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -69,6 +70,8 @@ class ReservedSlots:
                 pages = mmap.mmap(-1, self._layers * reserved * self._slot_bytes, flags=flags)
             except OSError:  # a limit on addresses, or a system that promises no more memory than it has
                 continue
+            with suppress(OSError):  # a kernel without them; with them one slot would take 2 MiB in every layer
+                pages.madvise(mmap.MADV_NOHUGEPAGE)
             shape = (self._layers, reserved, *self._slot_HCX)
             return pages, torch.frombuffer(pages, dtype=self._dtype).view(shape)
         raise torch.OutOfMemoryError(f"no memory for {self._layers * slots * self._slot_bytes} bytes of keys or values")
@@ -82,7 +85,8 @@ class ReservedSlots:
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first
             if length > 0:
-                self._pages.madvise(mmap.MADV_DONTNEED, first, length)
+                with suppress(OSError):  # locked pages stay; they are empty, so that is only memory
+                    self._pages.madvise(mmap.MADV_DONTNEED, first, length)
 
 
 SlotMemory = CopiedSlots | ReservedSlots

@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from server.engine.slot_memory import CopiedSlots, ReservedSlots, slot_memory
 
-LAYERS, SLOT_HCX = 2, (3, 5, 7)
+LAYERS, SLOT_HCX = 2, (3, 5, 70)
 CPU = torch.device("cpu")
 linux = pytest.mark.skipif(sys.platform != "linux", reason="pages are reserved on Linux only")
 
@@ -24,7 +25,7 @@ def reserved(dtype=torch.float64):
 
 def numbers(slots: int) -> torch.Tensor:
     """Different in every place."""
-    per_layer = torch.arange(1.0, 1 + slots * 3 * 5 * 7, dtype=torch.float64).view(slots, *SLOT_HCX)
+    per_layer = torch.arange(1.0, 1 + slots * 3 * 5 * 70, dtype=torch.float64).view(slots, *SLOT_HCX)
     return torch.stack([per_layer, -per_layer])
 
 
@@ -80,6 +81,18 @@ def test_only_slots_in_use_take_memory():
 
 
 @linux
+def test_pages_that_the_system_keeps_are_no_failure():
+    memory = reserved()
+    memory.resize(9, 0)
+
+    def locked(*_where):
+        raise OSError("locked")
+
+    memory._pages = SimpleNamespace(madvise=locked)
+    assert memory.resize(1, 1).shape[1] == 1
+
+
+@linux
 def test_where_addresses_are_short_just_the_slots_are_asked_for():
     asked = []
 
@@ -93,7 +106,7 @@ def test_where_addresses_are_short_just_the_slots_are_asked_for():
     memory.resize(64, 2)
     with patch("server.engine.slot_memory.mmap.mmap", short), pytest.raises(torch.OutOfMemoryError, match="keys"):
         memory.resize(100, 2)
-    slot_bytes = LAYERS * 3 * 5 * 7 * 8
+    slot_bytes = LAYERS * 3 * 5 * 70 * 8
     assert asked == [200 * slot_bytes, 100 * slot_bytes]
     assert torch.equal(memory.resize(2, 2), numbers(2)), "nothing has changed"
 
