@@ -153,7 +153,7 @@ class Engine:
         """Running and waiting generations."""
         with self._lock:
             rows = list(self._rows.values())
-        return [row.told() for row in rows]
+        return [row.info() for row in rows]
 
     def stats(self) -> EngineStats:
         """Figures of this moment; other threads may read them while the engine goes on."""
@@ -350,13 +350,13 @@ class Engine:
         try:
             self._runner.reuse.start(row)
         except Exception as error:  # noqa: BLE001 - what one prompt would take ends that prompt only
-            self._fail(row, *self._reason(error, "start", 1))
+            self._fail(row, *self._failure(error, "start", 1))
 
     def _abandon(self, batch: Batch, error: Exception, *, computed: bool) -> None:
         """Ends the rows whose prompts were read. Those that decode lost nothing unless the forward was complete: they
         are computed again, by themselves, and end if that fails.
         """
-        reason = self._reason(error, batch.phase, len(batch.rows))
+        reason = self._failure(error, batch.phase, len(batch.rows))
         ended = [row for row in batch.rows if row.state != "decode"]
         if computed or not ended:
             ended = list(batch.rows)
@@ -364,7 +364,8 @@ class Engine:
         for row in ended:
             self._fail(row, *reason)
 
-    def _reason(self, error: Exception, phase: str, rows: int) -> tuple[ErrorCode, str]:
+    def _failure(self, error: Exception, phase: str, rows: int) -> tuple[ErrorCode, str]:
+        """Takes note of what a forward or a start raised; returns what its rows are told."""
         _log.error("forward_failed", phase=phase, rows=rows, error=repr(error))
         if not isinstance(error, torch.OutOfMemoryError):
             return "engine_failed", "the engine failed on this request's batch"

@@ -65,7 +65,7 @@ class Row:
         self.interventions, self.ended = [], []
         return taken
 
-    def told(self) -> GenerationInfo:
+    def info(self) -> GenerationInfo:
         """What others may know of it at this moment."""
         return GenerationInfo(
             id=self.request.id,

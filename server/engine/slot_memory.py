@@ -44,9 +44,6 @@ class ReservedSlots:
     """
 
     def __init__(self, layers: int, slot_HCX: Sequence[int], dtype: torch.dtype) -> None:
-        self._layers = layers
-        self._slot_HCX = tuple(slot_HCX)
-        self._dtype = dtype
         self._slot_bytes = math.prod(slot_HCX) * dtype.itemsize
         self._pages: mmap.mmap | None = None
         self._held_LSHCX = torch.zeros(layers, 0, *slot_HCX, dtype=dtype)
@@ -64,23 +61,23 @@ class ReservedSlots:
         return self._held_LSHCX[:, :slots]
 
     def _reserve(self, slots: int) -> tuple[mmap.mmap, Tensor]:
+        layers, _, *slot_HCX = self._held_LSHCX.shape
         for reserved in (max(2 * slots, _SLOTS_AT_FIRST), slots):
             try:
                 flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-                pages = mmap.mmap(-1, self._layers * reserved * self._slot_bytes, flags=flags)
+                pages = mmap.mmap(-1, layers * reserved * self._slot_bytes, flags=flags)
             except OSError:  # a limit on addresses, or a system that promises no more memory than it has
                 continue
             with suppress(OSError):  # a kernel without them; with them one slot would take 2 MiB in every layer
                 pages.madvise(mmap.MADV_NOHUGEPAGE)
-            shape = (self._layers, reserved, *self._slot_HCX)
-            return pages, torch.frombuffer(pages, dtype=self._dtype).view(shape)
-        raise torch.OutOfMemoryError(f"no memory for {self._layers * slots * self._slot_bytes} bytes of keys or values")
+            return pages, torch.frombuffer(pages, dtype=self._held_LSHCX.dtype).view(layers, reserved, *slot_HCX)
+        raise torch.OutOfMemoryError(f"no memory for {layers * slots * self._slot_bytes} bytes of keys or values")
 
     def _give_back(self, slots: int) -> None:
         """Lets go of the whole pages behind the first ``slots`` slots of every layer."""
         assert self._pages is not None
-        reserved = self._held_LSHCX.shape[1]
-        for layer in range(self._layers):
+        layers, reserved = self._held_LSHCX.shape[:2]
+        for layer in range(layers):
             start, stop = ((layer * reserved + slot) * self._slot_bytes for slot in (slots, self._slots))
             first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
             length = stop // mmap.PAGESIZE * mmap.PAGESIZE - first

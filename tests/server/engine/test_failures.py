@@ -10,16 +10,20 @@ from tests.server.engine.conftest import LONG, PROMPT, Harness, assert_all_free,
 from tests.server.engine.interventions import gated, switch, vector
 
 
-def fail_once(harness: Harness, monkeypatch, error: Exception, part: str = "") -> None:
-    """The next forward raises; at once, or where it comes to a part of the model."""
-    module = harness.engine._runner._model.get_submodule(part)
-    forward = module.forward
+def raise_once(monkeypatch, owner, name: str, error: Exception) -> None:
+    """The next call of a method raises; later ones do what it did before."""
+    method = getattr(owner, name)
 
-    def raising(*inputs, **arguments):
-        monkeypatch.setattr(module, "forward", forward)
+    def raising(*_inputs, **_arguments):
+        monkeypatch.setattr(owner, name, method)
         raise error
 
-    monkeypatch.setattr(module, "forward", raising)
+    monkeypatch.setattr(owner, name, raising)
+
+
+def fail_once(harness: Harness, monkeypatch, error: Exception, part: str = "") -> None:
+    """The next forward raises; at once, or where it comes to a part of the model."""
+    raise_once(monkeypatch, harness.engine._runner._model.get_submodule(part), "forward", error)
 
 
 def test_a_forward_that_raises_ends_its_batch_and_no_more(llama, make_harness, monkeypatch):
@@ -93,18 +97,9 @@ def test_one_bad_prompt_after_another_ends_no_answer(llama, make_harness, monkey
     assert_all_free(harness)
 
 
-def begin_fails(harness: Harness, monkeypatch, times: int) -> None:
-    """There is no memory for prompts that begin, so many times."""
-    cache, left = harness.engine._runner.cache, [None] * times
-    begin = cache.begin
-
-    def failing(tokens):
-        if left:
-            left.pop()
-            raise torch.OutOfMemoryError("no memory")
-        return begin(tokens)
-
-    monkeypatch.setattr(cache, "begin", failing)
+def begin_fails(harness: Harness, monkeypatch) -> None:
+    """There is no memory for the next prompt that begins."""
+    raise_once(monkeypatch, harness.engine._runner.cache, "begin", torch.OutOfMemoryError("no memory"))
 
 
 def test_a_prompt_without_room_ends_by_itself(llama, make_harness, monkeypatch):
@@ -112,7 +107,7 @@ def test_a_prompt_without_room_ends_by_itself(llama, make_harness, monkeypatch):
     expected = harness.alone(PROMPT).tokens
     answering = harness.submit(PROMPT)
     harness.step()
-    begin_fails(harness, monkeypatch, times=1)
+    begin_fails(harness, monkeypatch)
     large, next_one = harness.submit(LONG), harness.submit(PROMPT)
     outcomes = harness.run()
     assert outcomes[large].end.code == "out_of_memory"
@@ -122,7 +117,7 @@ def test_a_prompt_without_room_ends_by_itself(llama, make_harness, monkeypatch):
 
 def test_a_comparison_without_room_ends_whole(llama, make_harness, monkeypatch):
     harness = make_harness(llama)
-    begin_fails(harness, monkeypatch, times=1)
+    begin_fails(harness, monkeypatch)
     compared = harness.compare(PROMPT, LONG[:20], [(), (vector(),)])
     outcomes = harness.run()
     assert [outcomes[i].end.code for i in compared] == ["out_of_memory"] * 2

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from server.engine.kv import KvCache, LayerShape, capacity_for, row_bytes
-from server.engine.slot_memory import CopiedSlots
+from server.engine.slot_memory import CopiedSlots, slot_memory
 
 CONTEXT = 200
 FULL = LayerShape(heads=2, key_size=4, value_size=3, window=None, dtype=torch.float64)
@@ -170,8 +170,9 @@ def test_a_row_that_leaves_takes_its_nan_with_it():
 # -- many rows ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("copied")
-def test_growing_one_slot_at_a_time_seldom_copies():
+@pytest.mark.parametrize("memory", [slot_memory, CopiedSlots])
+def test_growing_one_slot_at_a_time_seldom_copies(memory, monkeypatch):
+    monkeypatch.setattr("server.engine.kv.slot_memory", memory)
     cache = cache_of()
     sizes = set()
     for _ in range(64):
